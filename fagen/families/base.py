@@ -1,0 +1,257 @@
+"""What a family is: data. Knobs, rules, templates, launch plan; no behaviour outside these types.
+
+A knob is declared once, as a field of a frozen dataclass made with :func:`knob`. The search space,
+Optuna's distributions, ``--set`` parsing, YAML reading and the template's constants all come from
+that declaration.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any
+
+from fagen.errors import UsageError
+from fagen.model import Candidate, Problem, Target, Workload
+
+Choice = int | bool | str
+
+
+def knob(*choices: Choice, default: Choice, says: str, enum: str = "") -> Any:
+    """A tunable field. ``enum`` names the C++ enum class whose members a string knob's values are."""
+    if default not in choices:
+        raise ValueError(f"default {default!r} is not among {choices!r}")
+    return field(default=default, metadata={"choices": choices, "says": says, "enum": enum})
+
+
+def parse_config(config_type: type, knobs: dict[str, Any]) -> Any:
+    """A config from untrusted names and values (``--set``, YAML)."""
+    known = {f.name: f for f in fields(config_type)}
+    typed: dict[str, Choice] = {}
+    for name, given in knobs.items():
+        if name not in known:
+            raise UsageError(f"unknown knob {name!r}", f"knobs: {', '.join(known)}")
+        typed[name] = _choice(name, given, known[name].metadata["choices"])
+    return config_type(**typed)
+
+
+def _choice(name: str, given: Any, choices: tuple[Choice, ...]) -> Choice:
+    for choice in choices:
+        if type(given) is type(choice) and given == choice:
+            return choice
+        if isinstance(given, str) and given.lower() == str(choice).lower():
+            return choice
+    raise UsageError(
+        f"knob {name}={given!r} is not a choice", f"one of: {', '.join(map(str, choices))}"
+    )
+
+
+# --- launch plan: the Python side of runtime/fagen_plan.h ------------------------------------
+
+FACTORS = ("one", "batch", "heads", "kv_heads", "q_tiles", "kv_tiles", "q_padded", "kv_padded")
+TENSORS = ("q", "k", "v", "o", "dout", "dq", "dk", "dv")
+
+
+@dataclass(frozen=True)
+class Factor:
+    kind: str  # one of FACTORS
+    arg: int = 1
+
+    def value(self, w: Workload) -> int:
+        tiles_q, tiles_kv = -(-w.seqlen_q // self.arg), -(-w.seqlen_kv // self.arg)
+        return {
+            "one": self.arg,
+            "batch": w.batch * self.arg,
+            "heads": w.heads * self.arg,
+            "kv_heads": w.kv_heads * self.arg,
+            "q_tiles": tiles_q,
+            "kv_tiles": tiles_kv,
+            "q_padded": tiles_q * self.arg,
+            "kv_padded": tiles_kv * self.arg,
+        }[self.kind]
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product of at most five factors; the empty product is 1."""
+
+    factors: tuple[Factor, ...] = ()
+
+    def value(self, w: Workload) -> int:
+        result = 1
+        for factor in self.factors:
+            result *= factor.value(w)
+        return result
+
+
+def product(**factors: int) -> Product:
+    """``product(q_tiles=128, heads=1, batch=1)``: one tile count times heads times batch."""
+    for name in factors:
+        if name not in FACTORS:
+            raise ValueError(f"unknown factor {name!r}")
+    return Product(tuple(Factor(name, arg) for name, arg in factors.items()))
+
+
+@dataclass(frozen=True)
+class TensorMap:
+    """A TMA view of one tensor: box (box_dim, box_rows), swizzle in bytes."""
+
+    tensor: str  # one of TENSORS
+    box_dim: int
+    box_rows: int
+    swizzle: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One launch of a plan."""
+
+    symbol: str
+    grid: tuple[Product, Product, Product]
+    block: int
+    shared_bytes: int = 0
+    ctas_per_sm: int = 0  # not 0: persistent, grid.x at most SMs * ctas_per_sm
+    overlap: bool = False  # may start before the step before it ends
+    maps: tuple[TensorMap, ...] = ()
+
+
+@dataclass(frozen=True)
+class Region:
+    """Scratch memory, in bytes."""
+
+    bytes: Product
+    zero: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything the launcher needs. Host kernels have no steps: one call does all the work."""
+
+    steps: tuple[Step, ...] = ()
+    regions: tuple[Region, ...] = ()
+
+    def workspace_bytes(self, w: Workload) -> int:
+        return sum(-(-r.bytes.value(w) // 256) * 256 for r in self.regions)
+
+
+# --- rules and families ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A sentence that every legal candidate satisfies, and the predicate that decides."""
+
+    says: str
+    holds: Callable[[Candidate], bool]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """How a family does one op."""
+
+    template: str  # under templates/kernels
+    config: type
+    rules: tuple[Rule, ...]
+    plan: Callable[[Candidate], Plan]
+    default: Callable[[Problem, Target], Any]
+    # Bytes of device (or main) memory one call moves, by the family's own IO model.
+    bytes_moved: Callable[[Candidate, Workload], int]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A set of templates that share a hardware model."""
+
+    name: str
+    says: str
+    toolchain: str  # "host" or "nvcc"
+    kernels: dict[str, Kernel] = field(compare=False)  # by op
+    runs_on: Callable[[Target], bool] = field(compare=False)
+    # e.g. {"sm_90a"}: the architecture to compile for
+    arch: Callable[[Target], str] = field(compare=False)
+
+    def show(self, config: Any) -> str:
+        """One line, every knob: ``block_m=128,stages=2``."""
+        return ",".join(f"{k}={_plain(v)}" for k, v in asdict(config).items())
+
+    def kernel(self, op: str) -> Kernel:
+        try:
+            return self.kernels[op]
+        except KeyError:
+            raise UsageError(
+                f"family {self.name} has no {op}", f"it has: {', '.join(self.kernels)}"
+            ) from None
+
+    def default(self, problem: Problem, target: Target) -> Candidate:
+        config = self.kernel(problem.op).default(problem, target)
+        return Candidate(problem, target, self, config)
+
+    def broken_rules(self, candidate: Candidate) -> tuple[Rule, ...]:
+        rules = self.kernel(candidate.problem.op).rules
+        return tuple(rule for rule in rules if not rule.holds(candidate))
+
+
+def _plain(value: Choice) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+class Space:
+    """The legal configs of one family for one problem on one target, in declaration order."""
+
+    def __init__(self, problem: Problem, target: Target, family: Family) -> None:
+        self.problem, self.target, self.family = problem, target, family
+        self.kernel = family.kernel(problem.op)
+
+    def knobs(self) -> dict[str, tuple[Choice, ...]]:
+        return {f.name: f.metadata["choices"] for f in fields(self.kernel.config)}
+
+    @property
+    def size(self) -> int:
+        """Points before any rule."""
+        total = 1
+        for choices in self.knobs().values():
+            total *= len(choices)
+        return total
+
+    def candidate(self, knobs: dict[str, Any]) -> Candidate:
+        config = parse_config(self.kernel.config, knobs)
+        return Candidate(self.problem, self.target, self.family, config)
+
+    def all_points(self) -> Iterator[Candidate]:
+        names = list(self.knobs())
+        for values in itertools.product(*self.knobs().values()):
+            config = self.kernel.config(**dict(zip(names, values, strict=True)))
+            yield Candidate(self.problem, self.target, self.family, config)
+
+    def legal(self) -> Iterator[Candidate]:
+        return (c for c in self.all_points() if not self.family.broken_rules(c))
+
+    def census(self) -> tuple[int, dict[str, int]]:
+        """How many points are legal, and how many each rule alone removes."""
+        removed = {rule.says: 0 for rule in self.kernel.rules}
+        legal = 0
+        for candidate in self.all_points():
+            broken = self.family.broken_rules(candidate)
+            legal += not broken
+            for rule in broken:
+                removed[rule.says] += 1
+        return legal, removed
+
+
+def constants(config: Any) -> list[tuple[str, str, str]]:
+    """The knobs as C++ constants: (type, NAME, value)."""
+    lines = []
+    for f in fields(config):
+        if f.default is MISSING:
+            raise ValueError(f"knob {f.name} has no default")
+        value = getattr(config, f.name)
+        if isinstance(value, bool):
+            lines.append(("bool", f.name.upper(), str(value).lower()))
+        elif isinstance(value, int):
+            lines.append(("int", f.name.upper(), str(value)))
+        else:
+            enum = f.metadata["enum"]
+            lines.append((enum, f.name.upper(), f"{enum}::{value}"))
+    return lines

@@ -1,0 +1,313 @@
+"""The nouns: frozen values that every other module passes around. Names round-trip."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from fagen.errors import UsageError
+from fagen.patterns import Pattern, parse_pattern
+
+if TYPE_CHECKING:
+    from fagen.families.base import Family
+
+OPS = ("fwd", "bwd")
+DTYPES = {"fp32": 4, "fp16": 2, "bf16": 2}  # bytes per element
+FEATURES = ("deterministic",)
+HEAD_DIM_STEP = 8
+HEAD_DIM_MAX = 256
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """What the compiler must know. ``str()`` is the slug, ``parse`` its inverse."""
+
+    op: str
+    dtype: str
+    head_dim: int
+    pattern: Pattern
+    head_dim_v: int = 0  # 0 means head_dim
+    features: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.op not in OPS:
+            raise UsageError(f"unknown op {self.op!r}", f"one of: {', '.join(OPS)}")
+        if self.dtype not in DTYPES:
+            raise UsageError(f"unknown dtype {self.dtype!r}", f"one of: {', '.join(DTYPES)}")
+        object.__setattr__(self, "head_dim_v", self.head_dim_v or self.head_dim)
+        for name, dim in (("head_dim", self.head_dim), ("head_dim_v", self.head_dim_v)):
+            if not (HEAD_DIM_STEP <= dim <= HEAD_DIM_MAX and dim % HEAD_DIM_STEP == 0):
+                raise UsageError(
+                    f"{name} {dim} is not served",
+                    f"multiples of {HEAD_DIM_STEP} from {HEAD_DIM_STEP} to {HEAD_DIM_MAX}",
+                )
+        for feature in self.features:
+            if feature not in FEATURES:
+                raise UsageError(f"unknown feature {feature!r}", f"one of: {', '.join(FEATURES)}")
+        if "deterministic" in self.features and self.op == "fwd":
+            raise UsageError(
+                "the forward is always deterministic", "leave out +deterministic for fwd"
+            )
+        object.__setattr__(self, "features", tuple(sorted(set(self.features))))
+
+    _SLUG = re.compile(
+        r"(?P<op>[a-z]+)-(?P<dtype>[a-z0-9]+)-d(?P<d>\d+)(?:x(?P<dv>\d+))?"
+        r"(?:-(?P<pattern>[a-z0-9-]+))?(?P<features>(?:\+[a-z]+)*)"
+    )
+
+    @classmethod
+    def parse(cls, slug: str) -> Problem:
+        match = cls._SLUG.fullmatch(slug)
+        if match is None:
+            raise UsageError(
+                f"cannot read the problem {slug!r}",
+                "OP-DTYPE-dHEAD_DIM[-PATTERN], for example fwd-bf16-d128-causal",
+            )
+        return cls(
+            op=match["op"],
+            dtype=match["dtype"],
+            head_dim=int(match["d"]),
+            head_dim_v=int(match["dv"] or 0),
+            pattern=parse_pattern(match["pattern"] or "dense"),
+            features=tuple(match["features"].split("+")[1:]),
+        )
+
+    def __str__(self) -> str:
+        dims = f"d{self.head_dim}" + (
+            f"x{self.head_dim_v}" if self.head_dim_v != self.head_dim else ""
+        )
+        features = "".join(f"+{f}" for f in self.features)
+        return f"{self.op}-{self.dtype}-{dims}-{self.pattern}{features}"
+
+    @property
+    def element_bytes(self) -> int:
+        return DTYPES[self.dtype]
+
+
+@dataclass(frozen=True, order=True)
+class Workload:
+    """Run-time sizes, and how much this size counts among several."""
+
+    batch: int
+    heads: int
+    kv_heads: int
+    seqlen_q: int
+    seqlen_kv: int
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for f in fields(self)[:-1]:
+            value = getattr(self, f.name)
+            if not isinstance(value, int) or not 1 <= value < 2**31:
+                raise UsageError(f"{f.name} {value!r} is not a positive 32-bit integer")
+        if self.heads % self.kv_heads:
+            raise UsageError(
+                f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}",
+                "each key/value head serves heads / kv_heads query heads",
+            )
+        if not self.weight > 0:
+            raise UsageError(f"weight {self.weight!r} is not positive")
+
+    def __str__(self) -> str:
+        heads = f"h{self.heads}" + (f"x{self.kv_heads}" if self.kv_heads != self.heads else "")
+        seqlen = f"s{self.seqlen_q}" + (
+            f"x{self.seqlen_kv}" if self.seqlen_kv != self.seqlen_q else ""
+        )
+        return f"b{self.batch}-{heads}-{seqlen}"
+
+    _SLUG = re.compile(r"b(\d+)-h(\d+)(?:x(\d+))?-s(\d+)(?:x(\d+))?")
+
+    @classmethod
+    def parse(cls, slug: str, weight: float = 1.0) -> Workload:
+        match = cls._SLUG.fullmatch(slug)
+        if match is None:
+            raise UsageError(
+                f"cannot read the workload {slug!r}",
+                "bBATCH-hHEADS[xKV_HEADS]-sSEQLEN[xSEQLEN_KV], for example b4-h32x8-s8192",
+            )
+        b, h, hk, s, sk = match.groups()
+        return cls(int(b), int(h), int(hk or h), int(s), int(sk or s), weight)
+
+    def kept(self, problem: Problem) -> int:
+        """Score elements that the pattern keeps, over all heads."""
+        return (
+            self.batch * self.heads * problem.pattern.count_kept(self.seqlen_q, self.seqlen_kv)
+        )
+
+    def flops(self, problem: Problem) -> int:
+        """Multiply-adds count two; only kept scores count. Backward: five products, recompute in."""
+        qk, v = problem.head_dim, problem.head_dim_v
+        per_score = 2 * (qk + v) if problem.op == "fwd" else 2 * (3 * qk + 2 * v)
+        return self.kept(problem) * per_score
+
+    def min_bytes(self, problem: Problem) -> int:
+        """The least an exact kernel moves: every input read once, every output written once."""
+        q = self.batch * self.heads * self.seqlen_q
+        kv = self.batch * self.kv_heads * self.seqlen_kv
+        qkv = q * problem.head_dim + kv * (problem.head_dim + problem.head_dim_v)
+        o = q * problem.head_dim_v
+        if problem.op == "fwd":
+            return (qkv + o) * problem.element_bytes + 4 * q
+        return (2 * qkv + 2 * o) * problem.element_bytes + 4 * q
+
+
+@dataclass(frozen=True)
+class Target:
+    """What rules may ask about hardware. The name is a label, never a key."""
+
+    name: str
+    kind: str  # "cpu" or "cuda"
+    capability: tuple[int, int] = (0, 0)  # cuda: compute capability
+    sm_count: int = 0
+    shared_bytes: int = 0  # per block, opt-in
+    isa: tuple[str, ...] = ()  # cpu: instruction sets, sorted
+    cores: int = 0
+    l1_bytes: int = 0
+    l2_bytes: int = 0
+    memory_gb_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", self.name):
+            raise UsageError(f"target name {self.name!r} must be lower-case letters, digits, . _ -")
+
+    @classmethod
+    def known(cls, name: str) -> Target:
+        try:
+            return KNOWN_TARGETS[name]
+        except KeyError:
+            raise UsageError(
+                f"unknown target {name!r}", f"known: {', '.join(sorted(KNOWN_TARGETS))}"
+            ) from None
+
+    def facts(self) -> dict[str, Any]:
+        """What must match for a tuned entry to apply here: everything but the label."""
+        given = asdict(self)
+        del given["name"]
+        return given
+
+    def serves(self, other: Target) -> bool:
+        """Can code built for this target run on the other?"""
+        if self.kind != other.kind:
+            return False
+        if self.kind == "cpu":
+            return set(self.isa) <= set(other.isa)
+        return self.capability == other.capability
+
+
+def _gpu(name: str, cc: tuple[int, int], sms: int, smem_kb: int, l2_mb: int, gb_s: float) -> Target:
+    return Target(
+        name, "cuda", cc, sms, smem_kb * 1024, l2_bytes=l2_mb << 20, memory_gb_s=gb_s
+    )
+
+
+_X86_64_V3 = ("avx2", "f16c", "fma")
+_X86_64_V4 = (*_X86_64_V3, "avx512bw", "avx512dq", "avx512f", "avx512vl")
+
+
+def _cpu(name: str, isa: tuple[str, ...], l2_kb: int) -> Target:
+    return Target(name, "cpu", isa=tuple(sorted(isa)), cores=8, l1_bytes=32 << 10,
+                  l2_bytes=l2_kb << 10)
+
+
+KNOWN_TARGETS = {
+    t.name: t
+    for t in (
+        _gpu("a100", (8, 0), 108, 163, 40, 2039),
+        _gpu("a10", (8, 6), 72, 99, 6, 600),
+        _gpu("rtx3090", (8, 6), 82, 99, 6, 936),
+        _gpu("l4", (8, 9), 58, 99, 48, 300),
+        _gpu("rtx4090", (8, 9), 128, 99, 72, 1008),
+        _gpu("h100", (9, 0), 132, 227, 50, 3350),
+        _gpu("h200", (9, 0), 132, 227, 60, 4800),
+        _gpu("b200", (10, 0), 148, 227, 126, 8000),
+        _gpu("rtx5090", (12, 0), 170, 99, 96, 1792),
+        _cpu("x86-64-v3", _X86_64_V3, 512),
+        _cpu("x86-64-v4", _X86_64_V4, 1024),
+        _cpu("x86-64-v4-bf16", (*_X86_64_V4, "avx512_bf16"), 1024),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One kernel that could be built: a problem on a target with a family's knobs set."""
+
+    problem: Problem
+    target: Target
+    family: Family
+    config: Any  # the family's config dataclass for problem.op
+
+    def __str__(self) -> str:
+        return f"{self.problem}@{self.target.name}:{self.family.name}({self.family.show(self.config)})"
+
+    def with_config(self, **knobs: Any) -> Candidate:
+        return replace(self, config=replace(self.config, **knobs))
+
+
+@dataclass(frozen=True)
+class Source:
+    """A self-contained text; its digest is the kernel's identity."""
+
+    text: str
+    digest: str
+    language: str  # "cpp" or "cuda"
+
+
+@dataclass(frozen=True)
+class Binary:
+    """What a compiler made of a Source, and what it said about it."""
+
+    path: str
+    sha256: str
+    compiler: str
+    arch: str
+    registers: int = 0
+    spill_bytes: int = 0
+    shared_bytes: int = 0
+    advice: tuple[str, ...] = ()
+    seconds: float = 0.0
+    cached: bool = False
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A verified, timed kernel. Times are per call, all launches of the op included."""
+
+    median_us: float
+    low_us: float  # 25th percentile
+    high_us: float  # 75th percentile
+    samples: int
+    error: float  # worst error over tensors, as a share of its bound
+    bound_by: str  # which tensor that was
+    clock_mhz: float = 0.0
+    tflops: float = 0.0
+    bytes_peak: int = 0  # scratch memory
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A candidate that did not make it: where, why, and the command that shows it again."""
+
+    stage: str  # rule, render, build, run, verify, measure
+    kind: str  # error class name
+    reason: str
+    reproduce: str = ""
+
+
+Outcome = Measurement | Failure
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One piece of knowledge in ``tuned/``."""
+
+    problem: Problem
+    target: Target
+    workload: Workload
+    family: str
+    config: dict[str, Any]
+    measurement: Measurement
+    binary: dict[str, Any] = field(default_factory=dict)
+    runners_up: tuple[dict[str, Any], ...] = ()
+    provenance: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,99 @@
+"""Candidate -> Source: one self-contained text per kernel.
+
+A kernel template starts with the prologue (constants, the pattern's type), then includes plain C++
+headers. The renderer pulls every ``#include "..."`` in, once, so that the text compiles anywhere
+and its digest is the kernel's identity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import jinja2
+
+from fagen.errors import RenderError
+from fagen.families.base import constants
+from fagen.model import Candidate, Source
+
+# Jinja's own delimiters collide with CUDA text: `{%0, %1}` in inline PTX, `{{1, 2}, {3, 4}}`.
+_DELIMITERS = {
+    "variable_start_string": "${",
+    "variable_end_string": "}",
+    "block_start_string": "/*%",
+    "block_end_string": "%*/",
+    "comment_start_string": "/*#",
+    "comment_end_string": "#*/",
+    "line_statement_prefix": "//%",
+    "line_comment_prefix": "//#",
+}
+_INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"[^\n]*$', re.MULTILINE)
+_GUARD = re.compile(r"^\s*#\s*pragma\s+once\s*$\n?", re.MULTILINE)
+
+
+class Renderer:
+    """Renders the kernels under one templates folder."""
+
+    def __init__(self, templates: Path) -> None:
+        self.templates = templates
+        self._jinja = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(templates),
+            undefined=jinja2.StrictUndefined,
+            keep_trailing_newline=True,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            autoescape=False,
+            **_DELIMITERS,  # type: ignore[arg-type]
+        )
+
+    def render(self, candidate: Candidate) -> Source:
+        kernel = candidate.family.kernel(candidate.problem.op)
+        name = f"kernels/{kernel.template}"
+        try:
+            text = self._jinja.get_template(name).render(_context(candidate))
+        except jinja2.TemplateError as error:
+            where = f" line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+            raise RenderError(f"templates/{name}{where}: {error}") from error
+        text = _pull_in(text, self._read, name, set())
+        language = "cpp" if candidate.family.toolchain == "host" else "cuda"
+        return Source(text, hashlib.sha256(text.encode()).hexdigest(), language)
+
+    def _read(self, header: str, wanted_by: str) -> str:
+        path = self.templates / header
+        if not path.is_file():
+            raise RenderError(f"templates/{wanted_by} includes {header!r}, which does not exist")
+        return path.read_text()
+
+
+def _context(candidate: Candidate) -> dict[str, object]:
+    problem = candidate.problem
+    return {
+        "problem": problem,
+        "pattern": problem.pattern,
+        "target": candidate.target,
+        "config": candidate.config,
+        "knobs": constants(candidate.config),
+        "symbol": symbol(candidate),
+        "candidate": str(candidate),
+    }
+
+
+def symbol(candidate: Candidate) -> str:
+    """A C identifier unique to the candidate, so that host kernels link into one library."""
+    return "fagen_" + hashlib.sha256(str(candidate).encode()).hexdigest()[:16]
+
+
+def _pull_in(text: str, read: Callable[[str, str], str], name: str, seen: set[str]) -> str:
+    """Replace each quoted include by the file's text, the first time it is met."""
+
+    def expand(match: re.Match[str]) -> str:
+        header = match[1]
+        if header in seen:
+            return ""
+        seen.add(header)
+        body = _GUARD.sub("", read(header, name))
+        return f"// --- {header}\n" + _pull_in(body, read, header, seen).strip("\n")
+
+    return _INCLUDE.sub(expand, text)

@@ -1,0 +1,68 @@
+/* The launch plan: what the launcher must know of a kernel, as plain data. Python writes these
+ * tables (see fagen/families/base.py, class Plan); launcher.c evaluates them for a workload. */
+#ifndef FAGEN_PLAN_H
+#define FAGEN_PLAN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "params.h"
+
+/* One factor of a product. `arg` divides or pads where the factor says so. */
+enum fagen_factor_kind {
+  FAGEN_ONE = 0,      /* arg                              */
+  FAGEN_BATCH,        /* batch * arg                      */
+  FAGEN_HEADS,        /* heads * arg                      */
+  FAGEN_KV_HEADS,     /* kv_heads * arg                   */
+  FAGEN_Q_TILES,      /* ceil(seqlen_q / arg)             */
+  FAGEN_KV_TILES,     /* ceil(seqlen_kv / arg)            */
+  FAGEN_Q_PADDED,     /* ceil(seqlen_q / arg) * arg       */
+  FAGEN_KV_PADDED     /* ceil(seqlen_kv / arg) * arg      */
+};
+struct fagen_factor { int32_t kind, arg; };
+struct fagen_product { int32_t count; struct fagen_factor factor[5]; };
+
+/* A tensor of fagen_params, as the launcher names it for tensor maps. */
+enum fagen_tensor {
+  FAGEN_Q = 0, FAGEN_K, FAGEN_V, FAGEN_O, FAGEN_DOUT, FAGEN_DQ, FAGEN_DK, FAGEN_DV
+};
+
+/* A TMA tensor map over one tensor, dims (dim, row, head, batch), box (box_dim, box_rows, 1, 1).
+ * swizzle is 0, 32, 64 or 128 bytes. Maps follow fagen_params in the kernel's arguments. */
+struct fagen_map { int32_t tensor, box_dim, box_rows, swizzle, head_dim; };
+
+/* One launch. ctas_per_sm != 0 makes it persistent: grid.x is at most SMs * ctas_per_sm.
+ * overlap != 0 lets it start before the previous step ends (programmatic dependent launch). */
+struct fagen_step {
+  const char *symbol;
+  struct fagen_product grid[3];
+  int32_t block, shared_bytes, ctas_per_sm, overlap, map_count;
+  struct fagen_map map[8];
+};
+
+/* Scratch memory: bytes as a product; zeroed before the first step when `zero` is not 0. */
+struct fagen_region { struct fagen_product bytes; int32_t zero; };
+
+/* How a CPU kernel runs its body on a team of threads: body(arg, thread, threads). */
+struct fagen_host {
+  int32_t threads;
+  void (*parallel)(int32_t threads, void (*body)(void *arg, int32_t thread, int32_t threads),
+                   void *arg);
+};
+typedef int (*fagen_host_kernel)(const struct fagen_params *, const struct fagen_host *);
+
+/* One kernel of a package. `entry` for a host kernel, `image` for a cubin. */
+struct fagen_kernel {
+  const char *problem;   /* the slug, e.g. fwd-bf16-d128-causal */
+  const char *family, *config, *target;
+  const char *sha256;    /* of the image, lower-case hex */
+  fagen_host_kernel entry;
+  const unsigned char *image;
+  size_t image_bytes;
+  int32_t capability_major, capability_minor;   /* 0, 0 for the host */
+  int32_t region_count, step_count;
+  struct fagen_region region[4];
+  struct fagen_step step[4];
+};
+
+#endif

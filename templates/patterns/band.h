@@ -1,0 +1,67 @@
+// Dense, causal and sliding-window attention are one shape: a diagonal band. Row q keeps the keys
+// diagonal(q) - LEFT .. diagonal(q) + RIGHT, where diagonal(q) = q + shift. UNBOUNDED lifts a side.
+#ifndef FAGEN_PATTERN_BAND_H
+#define FAGEN_PATTERN_BAND_H
+
+#include "patterns/contract.h"
+
+// top_left: the diagonal starts at (0, 0). bottom_right: it ends at (seqlen_q-1, seqlen_kv-1).
+enum class Align { top_left, bottom_right };
+
+constexpr int UNBOUNDED = -1;
+
+template <int LEFT, int RIGHT, Align ALIGN>
+struct Band {
+  static constexpr bool interval = true;
+  static constexpr bool bounded_left = LEFT != UNBOUNDED;
+  static constexpr bool bounded_right = RIGHT != UNBOUNDED;
+
+  int seqlen_q, seqlen_kv, shift;
+
+  FAGEN_HD explicit Band(Lengths n)
+      : seqlen_q(n.seqlen_q),
+        seqlen_kv(n.seqlen_kv),
+        shift(ALIGN == Align::bottom_right ? n.seqlen_kv - n.seqlen_q : 0) {}
+
+  FAGEN_HD bool keep(int q, int k) const {
+    const Range r = row(q);
+    return r.begin <= k && k < r.end;
+  }
+
+  FAGEN_HD Range row(int q) const { return keys(q, q + 1); }
+  FAGEN_HD Range column(int k) const { return queries(k, k + 1); }
+
+  FAGEN_HD Range keys(int q0, int q1) const {
+    return clip(bounded_left ? q0 + shift - LEFT : 0,
+                bounded_right ? q1 + shift + RIGHT : seqlen_kv, seqlen_kv);
+  }
+
+  FAGEN_HD Range full_keys(int q0, int q1) const {
+    return clip(bounded_left ? q1 - 1 + shift - LEFT : 0,
+                bounded_right ? q0 + 1 + shift + RIGHT : seqlen_kv, seqlen_kv);
+  }
+
+  FAGEN_HD Range queries(int k0, int k1) const {
+    return clip(bounded_right ? k0 - shift - RIGHT : 0,
+                bounded_left ? k1 - shift + LEFT : seqlen_q, seqlen_q);
+  }
+
+  FAGEN_HD Range full_queries(int k0, int k1) const {
+    return clip(bounded_right ? k1 - 1 - shift - RIGHT : 0,
+                bounded_left ? k0 + 1 - shift + LEFT : seqlen_q, seqlen_q);
+  }
+
+  FAGEN_HD Tile tile(int q0, int q1, int k0, int k1) const {
+    const Range some = keys(q0, q1), all = full_keys(q0, q1);
+    if (max_of(some.begin, k0) >= min_of(some.end, k1)) return Tile::skip;
+    return all.begin <= k0 && k1 <= all.end ? Tile::full : Tile::partial;
+  }
+};
+
+using Dense = Band<UNBOUNDED, UNBOUNDED, Align::bottom_right>;
+using Causal = Band<UNBOUNDED, 0, Align::bottom_right>;
+using CausalTopLeft = Band<UNBOUNDED, 0, Align::top_left>;
+template <int LEFT, int RIGHT>
+using Window = Band<LEFT, RIGHT, Align::bottom_right>;
+
+#endif
