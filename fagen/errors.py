@@ -1,4 +1,4 @@
-"""The exception tree. Every message says what was asked and what is; a hint is a command or an edit."""
+"""The exception tree. A message says what was asked and what is; a hint is a command or edit."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ class Workload:
         )
 
     def flops(self, problem: Problem) -> int:
-        """Multiply-adds count two; only kept scores count. Backward: five products, recompute in."""
+        """A multiply-add counts two; only kept scores count. The backward has five products."""
         qk, v = problem.head_dim, problem.head_dim_v
         per_score = 2 * (qk + v) if problem.op == "fwd" else 2 * (3 * qk + 2 * v)
         return self.kept(problem) * per_score
@@ -239,7 +239,8 @@ class Candidate:
     config: Any  # the family's config dataclass for problem.op
 
     def __str__(self) -> str:
-        return f"{self.problem}@{self.target.name}:{self.family.name}({self.family.show(self.config)})"
+        knobs = self.family.show(self.config)
+        return f"{self.problem}@{self.target.name}:{self.family.name}({knobs})"
 
     def with_config(self, **knobs: Any) -> Candidate:
         return replace(self, config=replace(self.config, **knobs))

@@ -19,7 +19,7 @@ Choice = int | bool | str
 
 
 def knob(*choices: Choice, default: Choice, says: str, enum: str = "") -> Any:
-    """A tunable field. ``enum`` names the C++ enum class whose members a string knob's values are."""
+    """A tunable field. ``enum`` names the C++ enum class that a string knob chooses from."""
     if default not in choices:
         raise ValueError(f"default {default!r} is not among {choices!r}")
     return field(default=default, metadata={"choices": choices, "says": says, "enum": enum})
