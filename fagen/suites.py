@@ -1,0 +1,110 @@
+"""The cells that `fagen bench` times: which sizes, which masks, which passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fagen.errors import UsageError
+from fagen.model import Problem, Workload
+
+MODES = ("fwd", "bwd", "fwdbwd")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One shape in one mode. The field names are those of the result files."""
+
+    tag: str
+    mode: str
+    dtype: str
+    head_dim: int
+    batch: int
+    heads_q: int
+    heads_kv: int
+    seq_q: int
+    seq_kv: int
+    causal: bool = False
+    window: int | None = None
+
+    @property
+    def pattern(self) -> str:
+        if self.window is not None:
+            return f"window{self.window}"
+        return "causal" if self.causal else "dense"
+
+    def problem(self, op: str) -> Problem:
+        return Problem.parse(f"{op}-{self.dtype}-d{self.head_dim}-{self.pattern}")
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What must be tuned for ours to take part: the backward needs a forward's LSE."""
+        ops = ("fwd",) if self.mode == "fwd" else ("fwd", "bwd")
+        return tuple(self.problem(op) for op in ops)
+
+    @property
+    def workload(self) -> Workload:
+        return Workload(self.batch, self.heads_q, self.heads_kv, self.seq_q, self.seq_kv)
+
+    @property
+    def flops(self) -> int:
+        ops = ("fwd", "bwd") if self.mode == "fwdbwd" else (self.mode,)
+        return sum(self.workload.flops(self.problem(op)) for op in ops)
+
+    def __str__(self) -> str:
+        return f"{self.mode}-{self.dtype}-d{self.head_dim}-{self.pattern} {self.workload}"
+
+    def facts(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _square(
+    tag: str, mode: str, dim: int, batch: int, heads: int, seq: int, **more: Any
+) -> Cell:
+    kv = more.pop("heads_kv", heads)
+    dtype = more.pop("dtype", "bf16")
+    return Cell(tag, mode, dtype, dim, batch, heads, kv, seq, seq, **more)
+
+
+def _core() -> Iterator[Cell]:
+    """16K tokens and a hidden size of 2048, split into batch and sequence in six ways."""
+    for dim in (64, 128, 256):
+        for seq in (512, 1024, 2048, 4096, 8192, 16384):
+            for causal in (False, True):
+                for mode in ("fwd", "bwd"):
+                    yield _square("core", mode, dim, 16384 // seq, 2048 // dim, seq, causal=causal)
+
+
+def _extra() -> Iterator[Cell]:
+    """Head dimensions between the powers of two, grouped queries, a window, a long sequence."""
+    for mode in ("fwd", "bwd"):
+        for dim in (80, 96, 192):
+            for causal in (False, True):
+                yield _square("dims", mode, dim, 2, 16, 8192, causal=causal)
+        yield _square("gqa", mode, 128, 2, 32, 8192, heads_kv=8, causal=True)
+        yield _square("win", mode, 128, 1, 16, 16384, causal=True, window=1024)
+    yield _square("long", "fwd", 128, 1, 16, 65536, causal=True)
+
+
+def _cpu_core() -> Iterator[Cell]:
+    for dim in (64, 128):
+        for seq in (512, 1024, 2048, 4096):
+            for causal in (False, True):
+                for mode in ("fwd", "fwdbwd"):
+                    yield _square("core", mode, dim, 1, 8, seq, causal=causal, dtype="fp32")
+                yield _square("bf16", "fwd", dim, 1, 8, seq, causal=causal, dtype="bf16")
+
+
+SUITES: dict[str, Callable[[], Iterator[Cell]]] = {
+    "core": _core,
+    "extra": _extra,
+    "cpu-core": _cpu_core,
+}
+
+
+def suite(name: str) -> list[Cell]:
+    try:
+        return list(SUITES[name]())
+    except KeyError:
+        raise UsageError(f"unknown suite {name!r}", f"suites: {', '.join(SUITES)}") from None

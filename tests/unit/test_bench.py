@@ -1,0 +1,118 @@
+"""The benchmark's own honesty: suites, ratios, tables, and children that die."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fagen import bench
+from fagen.bench import BenchOptions, geometric_mean, markdown, ratio, run_suite
+from fagen.errors import RunError, UsageError
+from fagen.suites import Cell, suite
+
+SMALL = Cell("t", "fwd", "fp32", 16, 1, 2, 2, 48, 48, causal=True)
+
+
+def test_core_is_the_72_published_cells() -> None:
+    cells = suite("core")
+    assert len(cells) == 72
+    assert {c.batch * c.seq_q for c in cells} == {16384}
+    assert {c.heads_q * c.head_dim for c in cells} == {2048}
+    assert sum(c.mode == "fwd" for c in cells) == 36
+
+
+def test_cpu_core_has_the_cells_of_the_goal() -> None:
+    fp32 = [c for c in suite("cpu-core") if c.dtype == "fp32"]
+    assert {(c.head_dim, c.seq_q, c.causal, c.mode) for c in fp32} == {
+        (d, s, c, m) for d in (64, 128) for s in (512, 1024, 2048, 4096)
+        for c in (False, True) for m in ("fwd", "fwdbwd")
+    }
+
+
+def test_unknown_suite() -> None:
+    with pytest.raises(UsageError, match="unknown suite 'cores'"):
+        suite("cores")
+
+
+def test_window_flops_count_kept_work_only() -> None:
+    cell = next(c for c in suite("extra") if c.tag == "win" and c.mode == "fwd")
+    kept = sum(min(q, 1024) + 1 for q in range(16384))
+    assert cell.flops == 4 * 128 * 16 * kept
+
+
+def test_forward_and_backward_add_up() -> None:
+    one, two, both = (
+        dataclasses.replace(SMALL, mode=m).flops for m in ("fwd", "bwd", "fwdbwd")
+    )
+    assert both == one + two
+    assert two == 2.5 * one
+
+
+def test_ratio_is_against_the_best_peer() -> None:
+    record = {"us": {"a": 30.0, "b": 20.0, "fagen": 10.0}}
+    assert ratio(record) == 2.0
+    assert ratio(record, ["a"]) == 3.0
+    assert ratio({"us": {"a": 1.0}}) is None
+
+
+def test_geometric_mean_of_nothing_is_an_error() -> None:
+    assert geometric_mean([1.0, 4.0]) == pytest.approx(2.0)
+    with pytest.raises(RunError, match="nothing to compare"):
+        geometric_mean([])
+
+
+def test_a_real_run_of_one_cell() -> None:
+    seen: list[dict[str, Any]] = []
+    backward = dataclasses.replace(SMALL, mode="fwdbwd")
+    result = run_suite([SMALL, backward], BenchOptions(rounds=3, threads=1), seen.append)
+    assert [c["mode"] for c in result["cells"]] == ["fwd", "fwdbwd"]
+    assert seen == result["cells"]
+    for cell in result["cells"]:
+        assert set(cell["us"]) == {"torch", "math"}
+        assert all(us > 0 for us in cell["us"].values())
+    assert result["threads"] == 1
+    assert "geometric mean" not in markdown(result)  # nothing of ours was measured
+    assert json.loads(json.dumps(result)) == result
+
+
+@pytest.mark.parametrize(("script", "why"), [
+    ("os.kill(os.getpid(), 11)", "SIGSEGV"),
+    ("time.sleep(60)", "no answer within"),
+])
+def test_a_cell_that_takes_the_process_down_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, why: str
+) -> None:
+    """A stand-in child answers the first cell of its list and fails on the second."""
+    child = tmp_path / "child.py"
+    child.write_text(
+        "import json, os, sys, time\n"
+        "answers = os.fdopen(int(sys.argv[-1]), 'w', buffering=1)\n"
+        "cells = json.load(sys.stdin)['cells']\n"
+        "answers.write(json.dumps({'machine': {'gpu': 'none'}}) + '\\n')\n"
+        "for i, cell in enumerate(cells):\n"
+        f"    if cell['batch'] == 2: {script}\n"
+        "    answers.write(json.dumps({'us': {'torch': 1.0}}) + '\\n')\n"
+    )
+    popen = bench.subprocess.Popen
+    monkeypatch.setattr(
+        bench.subprocess, "Popen",
+        lambda command, **more: popen([command[0], str(child), command[-1]], **more),
+    )
+    cells = [dataclasses.replace(SMALL, batch=b) for b in (1, 2, 3)]
+    result = run_suite(cells, BenchOptions(), deadline=2.0)
+    assert [c["us"] for c in result["cells"]] == [{"torch": 1.0}, {}, {"torch": 1.0}]
+    assert why in result["cells"][1]["unserved"]["*"]
+    assert result["gpu"] == "none"
+
+
+def test_a_child_that_cannot_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    popen = bench.subprocess.Popen
+    monkeypatch.setattr(
+        bench.subprocess, "Popen", lambda command, **more: popen(["false"], **more)
+    )
+    with pytest.raises(RunError, match="did not start"):
+        run_suite([SMALL], BenchOptions())
