@@ -1,4 +1,4 @@
-"""Pictures of a result file: TFLOP/s over sequence length, one panel per mode, head dim and mask."""
+"""Pictures of a result file: TFLOP/s over sequence length, a panel per mode, head dim and mask."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  the backend must be chosen first
+import matplotlib.pyplot as plt
 
-from fagen.bench import OURS, cell_of  # noqa: E402
-from fagen.suites import Cell  # noqa: E402
+from fagen.bench import OURS, cell_of
+from fagen.suites import Cell
 
 
 def panels(result: dict[str, Any]) -> dict[str, dict[str, list[tuple[int, float]]]]:
