@@ -1,0 +1,174 @@
+"""What to tune, from a file: a YAML spec of many problems, or a Hugging Face model config.
+
+    problems:
+      - problem: fwd-bf16-d128-causal
+        workloads:
+          - {workload: b4-h32x8-s8192, weight: 3}
+          - b1-h32x8-s2048
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fagen import yamlfile
+from fagen.errors import FagenError, UsageError
+from fagen.model import OPS, Problem, Workload
+from fagen.yamlfile import Complaint, field, mapping, only
+
+Noun = TypeVar("Noun", Problem, Workload)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One problem and the sizes it is tuned for."""
+
+    problem: Problem
+    workloads: tuple[Workload, ...]
+
+
+# --- YAML --------------------------------------------------------------------------------------
+
+
+def from_yaml(path: Path, default: Workload) -> tuple[Job, ...]:
+    """The jobs of a spec; a problem without workloads gets the default one."""
+    try:
+        top = mapping(yamlfile.read(path), 1, "the spec")
+        only(top, ("problems",))
+        listed = field(top, "problems", list)
+        jobs = tuple(_job(item, top.lines["problems"], default) for item in listed)
+        if not jobs:
+            raise Complaint(top.lines["problems"], "problems is empty")
+    except Complaint as error:
+        where = f"{path}, line {error.line}" if error.line else str(path)
+        raise UsageError(f"{where}: {error.says}", "docs/tuning.md shows a spec") from None
+    return jobs
+
+
+def _job(item: Any, line: int, default: Workload) -> Job:
+    if isinstance(item, str):
+        return Job(_made(line, Problem.parse, item), (default,))
+    given = mapping(item, line, "a problem")
+    only(given, ("problem", "workloads"))
+    problem = _made(given.lines.get("problem", line), Problem.parse, field(given, "problem", str))
+    if "workloads" not in given:
+        return Job(problem, (default,))
+    here = given.lines["workloads"]
+    workloads = tuple(_workload(w, here) for w in field(given, "workloads", list))
+    if not workloads:
+        raise Complaint(here, "workloads is empty")
+    return Job(problem, workloads)
+
+
+def _workload(item: Any, line: int) -> Workload:
+    if isinstance(item, str):
+        return _made(line, Workload.parse, item)
+    given = mapping(item, line, "a workload")
+    only(given, ("workload", "weight"))
+    weight = field(given, "weight", float) if "weight" in given else 1.0
+    return _made(given.line, lambda slug: Workload.parse(slug, weight),
+                 field(given, "workload", str))
+
+
+def _made(line: int, make: Callable[[str], Noun], text: str) -> Noun:
+    try:
+        return make(text)
+    except FagenError as error:
+        raise Complaint(line, error.message) from None
+
+
+# --- Hugging Face ------------------------------------------------------------------------------
+
+# The names that model families use for the same thing, most common first.
+_HEADS = ("num_attention_heads", "n_head", "num_heads")
+_HIDDEN = ("hidden_size", "n_embd", "d_model")
+_KV_HEADS = ("num_key_value_heads",)
+_HEAD_DIM = ("head_dim", "d_kv")
+_DTYPE = ("torch_dtype", "dtype")
+_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+_ENCODERS = ("MaskedLM", "SequenceClassification", "TokenClassification", "ImageClassification")
+
+
+def from_hf(
+    path: Path, batch: int, seqlen: int, ops: Sequence[str] = OPS
+) -> tuple[Job, ...]:
+    """One job per op and mask that the model's layers use."""
+    config = _read_config(path)
+    heads = _number(config, _HEADS, path)
+    kv_heads = _number(config, _KV_HEADS, path, heads)
+    dims = _head_dims(config, heads, path)
+    dtype = _dtype(config, path)
+    size = Workload(batch, heads, kv_heads, seqlen, seqlen)
+    return tuple(
+        Job(Problem.parse(f"{op}-{dtype}-{dims}-{pattern}"), (size,))
+        for pattern in _patterns(config, seqlen) for op in ops
+    )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise UsageError(f"{path} is not a model config: it holds no JSON object")
+    nested = config.get("text_config")  # models of several modes
+    return {**config, **nested} if isinstance(nested, dict) else config
+
+
+def _number(
+    config: dict[str, Any], names: Sequence[str], path: Path, default: int | None = None
+) -> int:
+    for name in names:
+        value = config.get(name)
+        if value is None:
+            continue
+        if type(value) is not int or value < 1:
+            raise UsageError(f"{path}: {name} is {value!r}, which is not a positive integer")
+        return value
+    if default is None:
+        raise UsageError(
+            f"{path} has none of: {', '.join(names)}", "give the problem and sizes by hand"
+        )
+    return default
+
+
+def _head_dims(config: dict[str, Any], heads: int, path: Path) -> str:
+    if "qk_nope_head_dim" in config:  # latent attention: keys and values differ in width
+        nope = _number(config, ("qk_nope_head_dim",), path)
+        rope = _number(config, ("qk_rope_head_dim",), path)
+        return f"d{nope + rope}x{_number(config, ('v_head_dim',), path)}"
+    if any(config.get(name) is not None for name in _HEAD_DIM):
+        return f"d{_number(config, _HEAD_DIM, path)}"
+    hidden = _number(config, _HIDDEN, path)
+    if hidden % heads:
+        raise UsageError(f"{path}: hidden size {hidden} is not a multiple of {heads} heads")
+    return f"d{hidden // heads}"
+
+
+def _dtype(config: dict[str, Any], path: Path) -> str:
+    name = next((config[key] for key in _DTYPE if config.get(key)), "float32")
+    try:
+        return _DTYPES[str(name).removeprefix("torch.")]
+    except KeyError:
+        raise UsageError(
+            f"{path}: dtype {name!r} is not served", f"one of: {', '.join(_DTYPES)}"
+        ) from None
+
+
+def _patterns(config: dict[str, Any], seqlen: int) -> tuple[str, ...]:
+    """A window of W in a model config counts the query itself: W - 1 keys before it."""
+    names = config.get("architectures") or ()
+    if any(str(name).endswith(_ENCODERS) for name in names) and not config.get("is_decoder"):
+        return ("dense",)
+    window = config.get("sliding_window")
+    if config.get("use_sliding_window") is False or type(window) is not int or window < 1:
+        return ("causal",)
+    kinds = set(config.get("layer_types") or ("sliding_attention",))
+    found = ("causal",) if "full_attention" in kinds or window >= seqlen else ()
+    slides = "sliding_attention" in kinds and window < seqlen
+    return (*found, f"window{window - 1}") if slides else found or ("causal",)

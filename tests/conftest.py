@@ -1,0 +1,93 @@
+"""Options of the whole suite.
+
+``--complete`` (what ``make test`` passes) fails a run in which a set of tests that this machine can
+run did not run. GPU detection asks for the device file; no CUDA library is loaded here.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+HAS_GPU = bool(list(Path("/dev").glob("nvidia[0-9]*"))) or Path("/dev/dxg").exists()
+# The least number of tests that must have run, by folder; a GPU folder counts only with a GPU.
+EXPECTED = {"unit": 100, "compile": 10, "conformance": 50, "faults": 5}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("fagen")
+    group.addoption("--complete", action="store_true", help="fail when a set did not run")
+    group.addoption("--update-snapshots", action="store_true", help="rewrite tests/snapshots")
+    group.addoption("--update-docs", action="store_true", help="rewrite docs/cli.md")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Completeness(config), "completeness")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if HAS_GPU:
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU on this machine"))
+
+
+def may_skip(reason: str, has_gpu: bool, has_nvcc: bool) -> bool:
+    """Is the reason one that this machine explains?"""
+    reason = reason.lower()
+    if "nvidia gpu" in reason:
+        return not has_gpu
+    if "nvcc" in reason:
+        return not has_nvcc
+    return True
+
+
+class Completeness:
+    """Counts what ran and what was skipped, by folder under tests/."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.active = config.getoption("--complete")
+        self.chosen = [Path(a.split("::")[0]).name for a in config.args]
+        self.ran: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+        self.has_nvcc = nvcc is not None
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" and report.outcome != "skipped":
+            self.ran[report.nodeid.split("/")[1]] += 1
+        if report.outcome == "skipped" and isinstance(report.longrepr, tuple):
+            reason = report.longrepr[2]
+            if not may_skip(reason, HAS_GPU, self.has_nvcc):
+                self.wrong.append(f"{report.nodeid} was skipped: {reason}")
+
+    def too_few(self) -> list[str]:
+        expected = EXPECTED | ({"gpu": 1} if HAS_GPU else {})
+        if self.chosen != ["tests"]:
+            expected = {name: expected.get(name, 1) for name in self.chosen}
+        return [
+            f"tests/{name}: {self.ran[name]} tests ran, at least {least} were expected"
+            for name, least in expected.items() if self.ran[name] < least
+        ]
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.active:
+            self.wrong += self.too_few()
+            if self.wrong and not session.exitstatus:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.active:
+            terminalreporter.section("what ran")
+            for name, count in sorted(self.ran.items()):
+                terminalreporter.write_line(f"tests/{name}: {count}")
+            if not HAS_GPU:
+                terminalreporter.write_line("tests/gpu: skipped, no NVIDIA GPU on this machine")
+            for line in self.wrong:
+                terminalreporter.write_line(f"incomplete: {line}", red=True)
