@@ -15,8 +15,10 @@ from pathlib import Path
 import jinja2
 
 from fagen.errors import RenderError
-from fagen.families.base import constants
+from fagen.families.base import constants, symbol
 from fagen.model import Candidate, Source
+
+__all__ = ["Renderer", "symbol"]
 
 # Jinja's own delimiters collide with CUDA text: `{%0, %1}` in inline PTX, `{{1, 2}, {3, 4}}`.
 _DELIMITERS = {
@@ -78,11 +80,6 @@ def _context(candidate: Candidate) -> dict[str, object]:
         "symbol": symbol(candidate),
         "candidate": str(candidate),
     }
-
-
-def symbol(candidate: Candidate) -> str:
-    """A C identifier unique to the candidate, so that host kernels link into one library."""
-    return "fagen_" + hashlib.sha256(str(candidate).encode()).hexdigest()[:16]
 
 
 def _pull_in(text: str, read: Callable[[str, str], str], name: str, seen: set[str]) -> str:

@@ -7,6 +7,7 @@ that declaration.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -134,6 +135,11 @@ class Plan:
 
     def workspace_bytes(self, w: Workload) -> int:
         return sum(-(-r.bytes.value(w) // 256) * 256 for r in self.regions)
+
+
+def symbol(candidate: Candidate) -> str:
+    """A C identifier unique to the candidate, so that host kernels link into one library."""
+    return "fagen_" + hashlib.sha256(str(candidate).encode()).hexdigest()[:16]
 
 
 # --- rules and families ------------------------------------------------------------------------
