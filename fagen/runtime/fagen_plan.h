@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "params.h"
+#include "host.h"
 
 /* One factor of a product. `arg` divides or pads where the factor says so. */
 enum fagen_factor_kind {
@@ -43,13 +44,10 @@ struct fagen_step {
 /* Scratch memory: bytes as a product; zeroed before the first step when `zero` is not 0. */
 struct fagen_region { struct fagen_product bytes; int32_t zero; };
 
-/* How a CPU kernel runs its body on a team of threads: body(arg, thread, threads). */
-struct fagen_host {
-  int32_t threads;
-  void (*parallel)(int32_t threads, void (*body)(void *arg, int32_t thread, int32_t threads),
-                   void *arg);
-};
-typedef int (*fagen_host_kernel)(const struct fagen_params *, const struct fagen_host *);
+/* The sizes a kernel was tuned for; all 0 when it was not. */
+struct fagen_sizes { int32_t batch, heads, kv_heads, seqlen_q, seqlen_kv; };
+
+enum fagen_op { FAGEN_FWD = 0, FAGEN_BWD = 1 };
 
 /* One kernel of a package. `entry` for a host kernel, `image` for a cubin. */
 struct fagen_kernel {
@@ -59,7 +57,11 @@ struct fagen_kernel {
   fagen_host_kernel entry;
   const unsigned char *image;
   size_t image_bytes;
+  const char *isa;       /* host: the instruction sets it needs, a space between them */
   int32_t capability_major, capability_minor;   /* 0, 0 for the host */
+  int32_t sm_count;      /* of the GPU it was tuned on; 0 for the host */
+  int32_t op, dtype, head_dim, head_dim_v;      /* enum fagen_op, enum fagen_dtype */
+  struct fagen_sizes tuned;
   int32_t region_count, step_count;
   struct fagen_region region[4];
   struct fagen_step step[4];

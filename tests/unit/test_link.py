@@ -1,0 +1,446 @@
+"""The linked library: its table, host kernels on the team, CUDA calls on a fake driver."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from array import array
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fagen import compilers
+from fagen.errors import BuildError, UsageError
+from fagen.families.base import Family, Kernel, Plan, Region, Step, TensorMap, product
+from fagen.library import Library, Params
+from fagen.link import Part, link, table
+from fagen.model import Binary, Candidate, Problem, Source, Target, Workload
+from tests.unit import toykernel
+
+HERE = Path(__file__).parent
+OK, NO_SUCH_KERNEL, BAD_ARGUMENT, NOT_HERE, FAILED = range(5)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAGEN_CACHE_DIR", str(cache))
+
+
+@pytest.fixture(scope="module")
+def library(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Library:
+    os.environ["FAGEN_CACHE_DIR"] = str(cache)
+    small, large = (Workload(1, 2, 2, s, s) for s in (64, 4096))
+    parts = [
+        toykernel.part("fwd-fp32-d8-dense", cache, small),
+        toykernel.part("fwd-fp32-d8-dense", cache, large, name="elsewhere"),
+        toykernel.part("fwd-fp32-d8-causal", cache),
+        toykernel.part("fwd-fp32-d16-causal", cache, answer=7),
+        toykernel.part("fwd-fp32-d24-dense", cache, isa=("amx_fantasy", "avx2")),
+    ]
+    made = Library.load(link(parts, tmp_path_factory.mktemp("lib") / "libtoy.so"))
+    made.handle.fagen_select.argtypes = (ctypes.c_char_p, ctypes.POINTER(Params), ctypes.c_int)
+    return made
+
+
+class Call:
+    """Tensors of one forward, as plain arrays."""
+
+    def __init__(self, batch: int, heads: int, kv_heads: int, sq: int, skv: int, d: int) -> None:
+        rng = random.Random(0)
+        self.params = p = Params(batch=batch, heads=heads, kv_heads=kv_heads, seqlen_q=sq,
+                                 seqlen_kv=skv, scale=d**-0.5)
+        self.arrays = {}
+        for name, h, s in (("q", heads, sq), ("k", kv_heads, skv), ("v", kv_heads, skv),
+                           ("o", heads, sq)):
+            data = array("f", (rng.gauss(0, 1) for _ in range(batch * h * s * d)))
+            self.arrays[name] = data
+            view = getattr(p, name)
+            view.data, view.batch_stride = data.buffer_info()[0], h * s * d
+            view.head_stride, view.row_stride = s * d, d
+        self.lse = array("f", [0.0] * (batch * heads * sq))
+        p.lse = self.lse.buffer_info()[0]
+        self.d = d
+
+    def run(self, library: Library, index: int, threads: int = 0) -> int:
+        size = library.workspace_bytes(self.params, index)
+        room = ctypes.create_string_buffer(b"\xff" * (size + 256))
+        at = -(-ctypes.addressof(room) // 256) * 256
+        return int(library.handle.fagen_run(
+            index, ctypes.byref(self.params), at if size else None, None, threads))
+
+    def expected(self, causal: bool) -> tuple[list[float], list[float]]:
+        p, d, (q, k, v) = self.params, self.d, (self.arrays[n] for n in "qkv")
+        outs, lses = [], []
+        for b in range(p.batch):
+            for h in range(p.heads):
+                kv = (b * p.kv_heads + h // (p.heads // p.kv_heads)) * p.seqlen_kv
+                for i in range(p.seqlen_q):
+                    row = ((b * p.heads + h) * p.seqlen_q + i) * d
+                    end = min(p.seqlen_kv, i + p.seqlen_kv - p.seqlen_q + 1) if causal else (
+                        p.seqlen_kv)
+                    es = [math.exp(p.scale * sum(q[row + x] * k[(kv + j) * d + x]
+                                                 for x in range(d))) for j in range(end)]
+                    total = sum(es)
+                    lses.append(math.log(total) if total else -math.inf)
+                    outs += [sum(e * v[(kv + j) * d + x] for j, e in enumerate(es)) / (total or 1)
+                             for x in range(d)]
+        return outs, lses
+
+
+def error(library: Library) -> str:
+    return library.last_error()
+
+
+# --- host kernels ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [0, 1, 2, 5])
+@pytest.mark.parametrize(("index", "causal"), [(0, False), (2, True)])
+def test_runs(library: Library, index: int, causal: bool, threads: int) -> None:
+    call = Call(2, 4, 2, 5, 3, 8)  # two rows see nothing when causal
+    assert call.run(library, index, threads) == OK, error(library)
+    outs, lses = call.expected(causal)
+    assert call.arrays["o"].tolist() == pytest.approx(outs, abs=1e-5)
+    assert call.lse.tolist() == pytest.approx(lses, abs=1e-5)
+
+
+def test_what_is_inside(library: Library) -> None:
+    class Head(ctypes.Structure):
+        _fields_ = tuple((name, ctypes.c_char_p) for name in
+                         ("problem", "family", "config", "target", "sha256"))
+
+    at = library.handle.fagen_kernel_at
+    at.restype = ctypes.POINTER(Head)
+    assert library.handle.fagen_count() == 5
+    assert at(1)[0].problem == b"fwd-fp32-d8-dense"
+    assert (at(1)[0].family, at(1)[0].config) == (b"toy", b"answer=0")
+    assert at(1)[0].target == b"elsewhere"
+    assert len(at(1)[0].sha256) == 64
+    assert not at(5)
+    assert error(library) == "kernel 5 was asked for; this library has 0 to 4"
+
+
+@pytest.mark.parametrize(("seqlen", "index"), [(16, 0), (4096, 1), (9000, 1)])
+def test_the_nearest_tuned_sizes_win(library: Library, seqlen: int, index: int) -> None:
+    p = Params(batch=1, heads=2, kv_heads=2, seqlen_q=seqlen, seqlen_kv=seqlen)
+    select = library.handle.fagen_select
+    assert select(b"fwd-fp32-d8-dense", ctypes.byref(p), -1) == index
+
+
+def test_no_kernel_has_a_reason(library: Library) -> None:
+    p = Call(1, 1, 1, 1, 1, 8).params
+    select = library.handle.fagen_select
+    assert select(b"bwd-fp32-d8-dense", ctypes.byref(p), -1) == -NO_SUCH_KERNEL
+    assert error(library) == "no kernel for bwd-fp32-d8-dense is in this library"
+    assert select(b"fwd-fp32-d24-dense", ctypes.byref(p), -1) == -NOT_HERE
+    assert "needs amx_fantasy" in error(library)
+    assert "which this CPU does not have" in error(library)
+    assert select(b"fwd-fp32-d8-dense", ctypes.byref(p), 0) == -NOT_HERE
+    assert "is for the host CPU; the tensors are on a CUDA device" in error(library)
+
+
+def test_a_kernel_for_another_cpu_does_not_run(library: Library) -> None:
+    assert Call(1, 1, 1, 4, 4, 24).run(library, 4) == NOT_HERE
+    assert "fwd-fp32-d24-dense was built for anywhere and needs amx_fantasy" in error(library)
+
+
+def test_a_kernel_that_reports_an_error(library: Library) -> None:
+    assert Call(1, 1, 1, 4, 4, 16).run(library, 3) == FAILED
+    assert error(library) == "fwd-fp32-d16-causal (toy): the kernel answered 7"
+
+
+def _set(path: str, value: object) -> object:
+    def change(p: Params) -> None:
+        *parents, name = path.split(".")
+        for parent in parents:
+            p = getattr(p, parent)
+        setattr(p, name, value)
+
+    return change
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    (_set("batch", 0), "each must be at least 1"),
+    (_set("seqlen_kv", -3), "seqlen_kv -3: each must be at least 1"),
+    (_set("kv_heads", 3), "heads 4 is not a multiple of kv_heads 3"),
+    (_set("k.data", None), "k is a null pointer"),
+    (_set("lse", None), "lse is a null pointer"),
+    (_set("v.data", 4097), "v starts at 0x1001, not a multiple of 4 bytes"),
+    (_set("q.row_stride", -8), "q: row stride is -8 elements"),
+    (_set("o.row_stride", 0), "o: row stride is 0 elements"),
+])
+def test_wrong_arguments(library: Library, change: object, says: str) -> None:
+    call = Call(2, 4, 2, 5, 3, 8)
+    change(call.params)  # type: ignore[operator]
+    room = ctypes.create_string_buffer(1 << 16)
+    at = -(-ctypes.addressof(room) // 256) * 256
+    code = library.handle.fagen_run(0, ctypes.byref(call.params), at, None, 1)
+    assert code == BAD_ARGUMENT
+    assert says in error(library)
+
+
+def test_a_workspace_that_is_missing_or_crooked(library: Library) -> None:
+    call = Call(1, 1, 1, 4, 4, 8)
+    for workspace in (None, 0x1008):
+        assert library.handle.fagen_run(0, ctypes.byref(call.params), workspace, None, 1) == 2
+        assert "needs a workspace of 256 bytes aligned to 256" in error(library)
+
+
+def test_sizes_beyond_64_bits_are_refused(library: Library) -> None:
+    big = 2**31 - 1
+    p = Params(batch=big, heads=big, kv_heads=1, seqlen_q=big, seqlen_kv=1)
+    size = library.handle.fagen_workspace_bytes(0, ctypes.byref(p))
+    assert size == -BAD_ARGUMENT
+    assert "does not fit 64 bits" in error(library)
+
+
+# --- the team of threads ---------------------------------------------------------------------
+
+
+def test_many_callers_at_once(library: Library) -> None:
+    wrong: list[str] = []
+
+    def caller() -> None:
+        call = Call(1, 4, 2, 6, 6, 8)
+        outs, _ = call.expected(causal=False)
+        for _ in range(50):
+            code = call.run(library, 0, threads=3)
+            if code or call.arrays["o"].tolist() != pytest.approx(outs, abs=1e-5):
+                wrong.append(error(library))
+
+    threads = [threading.Thread(target=caller) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert wrong == []
+
+
+def test_a_forked_child_has_its_own_team(library: Library) -> None:
+    assert Call(1, 4, 2, 6, 6, 8).run(library, 0, threads=3) == OK
+    child = os.fork()
+    if child == 0:
+        os._exit(Call(1, 4, 2, 6, 6, 8).run(library, 0, threads=3))
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            assert status == 0
+            return
+        time.sleep(0.01)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    pytest.fail("the child hangs")
+
+
+def _thread_count() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def test_unloading_ends_the_team(cache: Path, tmp_path: Path) -> None:
+    path = link([toykernel.part("fwd-fp32-d8-dense", cache)], tmp_path / "libunload.so")
+    before = _thread_count()
+    own = Library.load(path)
+    assert Call(1, 8, 2, 6, 6, 8).run(own, 0, threads=4) == OK
+    assert _thread_count() == before + 3
+    ctypes.CDLL(None).dlclose(ctypes.c_void_p(own.handle._handle))
+    assert _thread_count() == before
+
+
+@pytest.mark.slow
+def test_an_idle_team_ends_and_comes_back(cache: Path, tmp_path: Path) -> None:
+    own = Library.load(link([toykernel.part("fwd-fp32-d8-dense", cache)], tmp_path / "libidle.so"))
+    before = _thread_count()
+    assert Call(1, 8, 2, 6, 6, 8).run(own, 0, threads=4) == OK
+    time.sleep(7)
+    assert _thread_count() <= before  # teams of other libraries end too
+    call = Call(1, 8, 2, 6, 6, 8)
+    assert call.run(own, 0, threads=4) == OK
+    assert call.arrays["o"].tolist() == pytest.approx(call.expected(False)[0], abs=1e-5)
+
+
+# --- the table -------------------------------------------------------------------------------
+
+
+def test_the_same_parts_give_the_same_bytes(cache: Path, tmp_path: Path) -> None:
+    parts = [toykernel.part(f"fwd-fp32-d{d}-dense", cache) for d in (8, 16)]
+    one = link(parts, tmp_path / "one" / "libsame.so")
+    two = link(parts, tmp_path / "two" / "libsame.so")
+    assert one.read_bytes() == two.read_bytes()
+    assert str(tmp_path).encode() not in one.read_bytes()
+    assert str(cache).encode() not in one.read_bytes()
+
+
+def test_linking_is_quick(cache: Path, tmp_path: Path) -> None:
+    parts = [toykernel.part("fwd-fp32-d8-dense", cache)]
+    link(parts, tmp_path / "warm.so")
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        link(parts, tmp_path / "quick.so")
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.5  # 0.1 s on a quiet machine
+
+
+def test_bad_parts(cache: Path, tmp_path: Path) -> None:
+    part = toykernel.part("fwd-fp32-d8-dense", cache)
+    with pytest.raises(UsageError, match="at least one kernel"):
+        table([])
+    with pytest.raises(UsageError, match="given twice"):
+        table([part, part])
+    broken = tmp_path / "broken.o"
+    broken.write_bytes(b"not an object")
+    with pytest.raises(BuildError):
+        link([replace(part, binary=replace(part.binary, path=str(broken)))], tmp_path / "x.so")
+    assert not (tmp_path / "x.so").exists()
+    with pytest.raises(BuildError, match="cannot be written"):
+        link([part], Path("/proc/none/x.so"))
+
+
+# --- CUDA kernels, on a driver that only writes down what it is asked -------------------------
+
+TILE_Q, TILE_KV = 128, 64
+
+
+def _cuda_plan(candidate: Candidate) -> Plan:
+    d = candidate.problem.head_dim
+    none = product()
+    return Plan(
+        steps=(
+            Step("first", (product(q_tiles=TILE_Q), product(heads=1), product(batch=1)), 256),
+            Step(
+                "second", (product(q_tiles=TILE_Q, heads=1, batch=1), none, none), 384,
+                shared_bytes=200_000, ctas_per_sm=1, overlap=True,
+                maps=(TensorMap("q", 64, TILE_Q, 128, d), TensorMap("k", 32, TILE_KV, 64, d)),
+            ),
+        ),
+        regions=(
+            Region(product(batch=1, heads=1, q_padded=TILE_Q, one=4), zero=True),
+            Region(product(kv_heads=1, kv_tiles=TILE_KV, one=1)),
+        ),
+    )
+
+
+def _cuda_part(path: Path, target: str = "h200") -> Part:
+    kernel = Kernel("none", toykernel.Knobs, (), _cuda_plan, lambda p, t: toykernel.Knobs(),
+                    lambda c, w: 0)
+    family = Family("fake", "for tests", "nvcc", {"fwd": kernel}, lambda t: True, lambda t: "sm_90")
+    problem = Problem.parse("fwd-bf16-d64-causal")
+    path.write_bytes(b"the cubin\0" + bytes(range(256)))
+    return Part(Candidate(problem, Target.known(target), family, toykernel.Knobs()),
+                Source("", "0" * 64, "cuda"), Binary(str(path), "0" * 64, "none", "sm_90"))
+
+
+SCRIPT = """
+import ctypes, sys
+from fagen.library import Library, Params
+library = Library.load(sys.argv[1])
+p = Params(batch=3, heads=4, kv_heads=2, seqlen_q=300, seqlen_kv=70, scale=1.0, lse=256)
+for i, name in enumerate(("q", "k", "v", "o")):
+    view = getattr(p, name)
+    view.data, view.batch_stride, view.head_stride, view.row_stride = 4096 * (i + 1), 99968, 64, 256
+for change in sys.argv[2:]:
+    exec(change)
+for _ in range(2):
+    code = library.handle.fagen_run(0, ctypes.byref(p), 0x10000, 0x77, 0)
+    print("code", code, library.last_error(), flush=True)
+print("workspace", library.workspace_bytes(p))
+library.handle.fagen_select.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int]
+print("select", *(library.handle.fagen_select(b"fwd-bf16-d64-causal", ctypes.addressof(p), d)
+                  for d in (0, 1, 2, -1)))
+"""
+
+
+@pytest.fixture(scope="module")
+def fake(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the driver and the library."""
+    os.environ["FAGEN_CACHE_DIR"] = str(cache)
+    folder = tmp_path_factory.mktemp("fake")
+    subprocess.run([compilers.find_cxx(), "-x", "c", "-shared", "-fPIC", "-w",
+                    str(HERE / "fakecuda.c"), "-o", str(folder / "libcuda.so.1")], check=True)
+    link([_cuda_part(folder / "image.cubin")], folder / "lib.so")
+    return folder
+
+
+def ask(fake: Path, *changes: str, driver: bool = True, **environment: int) -> list[str]:
+    facts = {name: str(value) for name, value in environment.items()}
+    path = {"LD_LIBRARY_PATH": str(fake)} if driver else {}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(fake / "lib.so"), *changes], text=True, timeout=60,
+        capture_output=True, env={**os.environ, **path, **facts,
+                                  "PYTHONPATH": str(HERE.parents[1])},
+    )
+    assert done.returncode == 0, done.stderr
+    # C and Python write through buffers of their own.
+    return sorted(done.stdout.splitlines())
+
+
+def test_every_driver_call(fake: Path) -> None:
+    said = ask(fake)
+    assert [s for s in said if s.startswith("load")] == ["load the cubin"]  # once for two runs
+    assert "attribute second 8 200000" in said
+    assert "zero 10000 0 4608 77" in said  # 3 * 4 * 384 floats
+    assert ("launch first grid 3 4 3 block 256 1 1 shared 0 stream 77 overlap 0 "
+            "work 10000 14800 extra 0") in said
+    assert ("launch second grid 36 1 1 block 384 1 1 shared 200000 stream 77 overlap 61 "
+            "work 10000 14800 extra 0") in said
+    assert ("map type 9 rank 4 at 1000 dims 64 300 4 3 strides 512 128 199936 box 64 128 1 1 "
+            "steps 1 1 1 1 interleave 0 swizzle 3 promotion 3 fill 0 aligned 0") in said
+    assert ("map type 9 rank 4 at 2000 dims 64 70 2 3 strides 512 128 199936 box 32 64 1 1 "
+            "steps 1 1 1 1 interleave 0 swizzle 2 promotion 3 fill 0 aligned 0") in said
+    assert said.count("code 0 no message") == 2
+    # No context was current: the primary one of the device that holds q, and gone again after.
+    assert (said.count("push"), said.count("pop"), said.count("retain 0")) == (2, 2, 2)
+    assert "workspace 18688" in said  # 18432 + 256
+    assert "select 0 -3 -3 -3" in said  # device 1 is 9.1, 2 does not exist, -1 is the host
+
+
+def test_a_dimension_of_one_may_have_any_stride(fake: Path) -> None:
+    said = ask(fake, "p.batch = 1; p.q.batch_stride = 3; p.k.batch_stride = -1")
+    assert any("dims 64 300 4 1 strides 512 128 128 " in s for s in said)
+    assert said.count("code 0 no message") == 2
+
+
+def test_a_persistent_grid_stops_at_the_device(fake: Path) -> None:
+    assert any("launch second grid 132 1 1" in s for s in ask(fake, "p.batch = 64"))
+
+
+@pytest.mark.parametrize(("change", "environment", "says"), [
+    ("p.k.row_stride = 68", {}, "k: row stride is 68 elements of 2 bytes, not a multiple of 16"),
+    ("p.q.data = 4104", {}, "q starts at 0x1008, not a multiple of 16 bytes"),
+    ("p.batch = 70000", {}, "70000 blocks along z; CUDA allows 65535"),
+    ("", {"FAKE_MAJOR": 8}, "built for compute capability 9.0 (h200); CUDA device 0 has 8.0"),
+    ("", {"FAKE_LOAD": 209}, "loading the kernel (into a driver for CUDA 12.8) failed with CUDA "
+     "error 209: no kernel image is available"),
+    ("", {"FAKE_LAUNCH": 719}, "first (grid 3 x 4 x 3, block 256, 0 bytes of shared memory) failed "
+     "with CUDA error 719: some error"),
+    ("", {"FAKE_INIT": 100}, "the NVIDIA driver answered error 100 to cuInit"),
+])
+def test_what_cuda_cannot_do_is_said(
+    fake: Path, change: str, environment: dict[str, int], says: str
+) -> None:
+    said = ask(fake, change, **environment)
+    assert "code 0 no message" not in said
+    assert any(says in line for line in said), said
+
+
+def test_no_driver_is_said(fake: Path) -> None:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        said = ask(fake, driver=False)
+        assert any("no NVIDIA driver on this machine" in line for line in said)
+    else:
+        pytest.skip("this machine has a driver")

@@ -1,0 +1,149 @@
+"""A family made for tests: textbook attention on the host in fp32, right and slow.
+
+It uses what a real family uses: a plan with scratch memory, the team of threads, the pattern
+header. Sources are made here rather than rendered, so that these tests need no kernel template.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fagen import paths
+from fagen.build import Builder, Cache
+from fagen.families.base import Family, Kernel, Plan, Region, knob, product
+from fagen.link import Part
+from fagen.model import Candidate, Problem, Source, Target, Workload
+from fagen.render import symbol
+
+BODY = r"""
+#include <math.h>
+constexpr int D = %(head_dim)d, DV = %(head_dim_v)d;
+using Pattern = %(pattern)s;
+
+static float *row(const fagen_view &t, int64_t b, int64_t h, int64_t s) {
+  return (float *)t.data + b * t.batch_stride + h * t.head_stride + s * t.row_stride;
+}
+
+static float dot(const float *x, const float *y, int n) {
+  float sum = 0;
+  for (int i = 0; i < n; i++) sum += x[i] * y[i];
+  return sum;
+}
+
+static void forward(const fagen_params *p, int b, int h) {
+  const int hk = h / (p->heads / p->kv_heads);
+  const Pattern pattern(Lengths{p->seqlen_q, p->seqlen_kv});
+  for (int i = 0; i < p->seqlen_q; i++) {
+    // The scratch row arrives as zeros: the running sum of the exponentials.
+    float *sum = (float *)p->work[0] + ((int64_t)b * p->heads + h) * p->seqlen_q + i;
+    float top = -INFINITY, *out = row(p->o, b, h, i);
+    for (int j = 0; j < p->seqlen_kv; j++)
+      if (pattern.keep(i, j))
+        top = fmaxf(top, p->scale * dot(row(p->q, b, h, i), row(p->k, b, hk, j), D));
+    for (int d = 0; d < DV; d++) out[d] = 0;
+    for (int j = 0; j < p->seqlen_kv; j++) {
+      if (!pattern.keep(i, j)) continue;
+      const float e =
+          expf(p->scale * dot(row(p->q, b, h, i), row(p->k, b, hk, j), D) - top);
+      *sum += e;
+      for (int d = 0; d < DV; d++) out[d] += e * row(p->v, b, hk, j)[d];
+    }
+    for (int d = 0; d < DV; d++) out[d] /= *sum > 0 ? *sum : 1;
+    p->lse[((int64_t)b * p->heads + h) * p->seqlen_q + i] =
+        *sum > 0 ? top + logf(*sum) : -INFINITY;
+  }
+}
+
+static void backward(const fagen_params *p, int b, int hk) {
+  const int group = p->heads / p->kv_heads;
+  const Pattern pattern(Lengths{p->seqlen_q, p->seqlen_kv});
+  for (int j = 0; j < p->seqlen_kv; j++) {
+    for (int d = 0; d < D; d++) row(p->dk, b, hk, j)[d] = 0;
+    for (int d = 0; d < DV; d++) row(p->dv, b, hk, j)[d] = 0;
+  }
+  for (int h = hk * group; h < (hk + 1) * group; h++)
+    for (int i = 0; i < p->seqlen_q; i++) {
+      const int64_t at = ((int64_t)b * p->heads + h) * p->seqlen_q + i;
+      const float *dout = row(p->dout, b, h, i);
+      const float delta = dot(row(p->o, b, h, i), dout, DV) - (p->dlse ? p->dlse[at] : 0);
+      for (int d = 0; d < D; d++) row(p->dq, b, h, i)[d] = 0;
+      for (int j = 0; j < p->seqlen_kv; j++) {
+        if (!pattern.keep(i, j)) continue;
+        const float s = p->scale * dot(row(p->q, b, h, i), row(p->k, b, hk, j), D);
+        const float e = expf(s - p->lse[at]);
+        const float ds = e * (dot(dout, row(p->v, b, hk, j), DV) - delta) * p->scale;
+        for (int d = 0; d < D; d++) {
+          row(p->dq, b, h, i)[d] += ds * row(p->k, b, hk, j)[d];
+          row(p->dk, b, hk, j)[d] += ds * row(p->q, b, h, i)[d];
+        }
+        for (int d = 0; d < DV; d++) row(p->dv, b, hk, j)[d] += e * dout[d];
+      }
+    }
+}
+
+extern "C" __attribute__((visibility("default"))) int %(symbol)s(const fagen_params *p,
+                                                                 const fagen_host *host) {
+  host->parallel(host->threads, [](void *arg, int32_t thread, int32_t threads) {
+    const fagen_params *p = (const fagen_params *)arg;
+    const int heads = %(backward)d ? p->kv_heads : p->heads;
+    for (int i = thread; i < p->batch * heads; i += threads)
+      (%(backward)d ? backward : forward)(p, i / heads, i %% heads);
+  }, (void *)p);
+  return %(answer)d;
+}
+"""
+
+
+@dataclass(frozen=True)
+class Knobs:
+    answer: int = knob(0, 7, default=0, says="what the kernel returns")
+
+
+def _plan(candidate: Candidate) -> Plan:
+    rows = product(batch=1, heads=1, q_padded=1, one=4)
+    return Plan(regions=(Region(rows, zero=True),))
+
+
+_KERNEL = Kernel("none", Knobs, (), _plan, lambda problem, target: Knobs(), lambda c, w: 0)
+TOY = Family(
+    "toy", "textbook attention", "host", {"fwd": _KERNEL, "bwd": _KERNEL},
+    runs_on=lambda target: target.kind == "cpu", arch=lambda target: "x86-64",
+)
+# No instruction set beyond the base: runs everywhere.
+TARGET = Target("anywhere", "cpu", isa=(), cores=2)
+
+
+def candidate(slug: str, *, target: Target = TARGET, answer: int = 0) -> Candidate:
+    return Candidate(Problem.parse(slug), target, TOY, Knobs(answer))
+
+
+def source(c: Candidate) -> Source:
+    """One self-contained text, as the renderer makes them."""
+    headers = [
+        (paths.templates() / "device" / "params.h").read_text(),
+        (paths.templates() / "patterns" / "contract.h").read_text(),
+        (paths.templates() / "patterns" / "band.h").read_text(),
+        (paths.templates() / "device" / "host.h").read_text(),
+    ]
+    body = BODY % {
+        "head_dim": c.problem.head_dim,
+        "head_dim_v": c.problem.head_dim_v,
+        "pattern": c.problem.pattern.cpp,
+        "backward": c.problem.op == "bwd",
+        "symbol": symbol(c),
+        "answer": c.config.answer,
+    }
+    text = re.sub('#include ".*"', "", "\n".join(headers)) + body
+    return Source(text, hashlib.sha256(text.encode()).hexdigest(), "cpp")
+
+
+def part(slug: str, cache: Path, workload: Workload | None = None, *, isa: tuple[str, ...] = (),
+         name: str = "anywhere", answer: int = 0) -> Part:
+    """A built kernel. ``isa`` only labels it: the code itself stays plain."""
+    plain = candidate(slug, answer=answer)
+    labelled = candidate(slug, target=replace(TARGET, name=name, isa=isa), answer=answer)
+    text = source(labelled)
+    return Part(labelled, text, Builder(Cache(cache)).build(plain, text), workload)
