@@ -1,0 +1,223 @@
+"""Verbs that take minutes: tune, bench."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fagen import paths
+from fagen.cli import options as opt
+from fagen.cli import session
+from fagen.cli.output import print_json, table
+from fagen.errors import UsageError
+
+if TYPE_CHECKING:
+    from fagen.model import Entry, Workload
+    from fagen.spec import Job
+
+Problems = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[PROBLEM]...", help="What to tune, unless a file says it.",
+                   show_default=False),
+]
+Spec = Annotated[
+    Path | None, typer.Option("--spec", metavar="FILE", help="YAML file of problems and sizes.")
+]
+HfConfig = Annotated[
+    Path | None,
+    typer.Option("--hf-config", metavar="FILE", help="config.json of a Hugging Face model."),
+]
+Ops = Annotated[
+    list[str] | None,
+    typer.Option("--op", metavar="OP", help="With --hf-config: fwd or bwd. Default: both."),
+]
+Trials = Annotated[
+    int | None, typer.Option("--trials", metavar="N", help="Distinct configs, at most.")
+]
+Minutes = Annotated[
+    float | None, typer.Option("--minutes", metavar="M", help="Per problem, at most.")
+]
+Effort = Annotated[str, typer.Option("--effort", metavar="LEVEL", help="quick, normal or full.")]
+Patience = Annotated[
+    int | None, typer.Option("--patience", metavar="N", help="Stop after N trials without gain.")
+]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Forget an earlier run. Default: go on from it.")
+]
+Jobs = Annotated[
+    int | None, typer.Option("--jobs", metavar="N", help="Builds at a time. Default: all cores.")
+]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress on stderr.")]
+
+
+def tune(
+    problems: Problems = None,
+    spec: Spec = None,
+    hf_config: HfConfig = None,
+    op: Ops = None,
+    target: opt.TargetName = None,
+    gpu: opt.Gpu = None,
+    family: opt.FamilyName = None,
+    workload: opt.WorkloadSlug = None,
+    batch: opt.Batch = None,
+    heads: opt.Heads = None,
+    kv_heads: opt.KvHeads = None,
+    seqlen: opt.Seqlen = None,
+    seqlen_kv: opt.SeqlenKv = None,
+    trials: Trials = None,
+    minutes: Minutes = None,
+    effort: Effort = "normal",
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Default: 0.")] = None,
+    patience: Patience = None,
+    fresh: Fresh = False,
+    jobs: Jobs = None,
+    tuned: Annotated[
+        Path | None,
+        typer.Option("--tuned", metavar="DIR", help="Where entries go. Default: the data folder."),
+    ] = None,
+    quiet: Quiet = False,
+    as_json: opt.Json = False,
+) -> None:
+    """Search for the fastest verified kernel and store it.
+
+    A run that was stopped goes on where it was. Ctrl-C stores the best found so far.
+    """
+    from fagen.budget import Budget
+
+    opt.positive("--jobs", jobs)
+    sizes = opt.workload(workload, batch, heads, kv_heads, seqlen, seqlen_kv)
+    todo = _jobs(problems or [], spec, hf_config, op, sizes)
+    budget = Budget.of(effort, trials=trials, minutes=minutes, seed=seed, patience=patience)
+    device, wanted = opt.device_and_target(target, gpu)
+    chosen = [opt.families(job.problem, wanted, family) for job in todo]
+
+    from fagen.progress import Reporter
+    from fagen.search import journal_path
+    from fagen.search import tune as search
+
+    journals, store = paths.data() / "journals", session.store(tuned)
+    found: list[Entry] = []
+    with session.pool(device, jobs) as pool, Reporter(quiet) as report:
+        for job, usable in zip(todo, chosen, strict=True):
+            if fresh:
+                journal_path(
+                    journals, job.problem, job.workloads, wanted, usable, pool.renderer
+                ).unlink(missing_ok=True)
+            found.append(search(
+                job.problem, job.workloads, wanted, usable, pool, store, journals, budget, report
+            ))
+    if as_json:
+        print_json(entries=found, written=sorted({store.path_for(entry) for entry in found}))
+        return
+    print(table(("problem", "workload", "us", "TFLOP/s", "family", "config"), map(_row, found)))
+    for path in sorted({store.path_for(entry) for entry in found}):
+        print(path)
+
+
+def _row(entry: Entry) -> tuple[object, ...]:
+    config = ",".join(f"{k}={str(v).lower()}" for k, v in entry.config.items())
+    result = entry.measurement
+    return (entry.problem, entry.workload, f"{result.median_us:.1f}", f"{result.tflops:.3f}",
+            entry.family, config)
+
+
+def _jobs(
+    problems: list[str], spec: Path | None, hf_config: Path | None, ops: list[str] | None,
+    sizes: Workload | None,
+) -> tuple[Job, ...]:
+    """What to tune, from exactly one of: arguments, a spec, a model config."""
+    from fagen.model import OPS, Problem
+    from fagen.spec import Job, from_hf, from_yaml
+
+    given = [bool(problems), spec is not None, hf_config is not None]
+    if sum(given) != 1:
+        raise UsageError(
+            "nothing to tune was given" if not any(given) else
+            "PROBLEM, --spec and --hf-config exclude one another",
+            "fagen tune fwd-fp32-d64-causal, or --spec FILE, or --hf-config FILE",
+        )
+    if ops and hf_config is None:
+        raise UsageError("--op goes with --hf-config only", "the problem's name starts with its op")
+    if hf_config is not None:
+        size = sizes or opt.DEFAULT_WORKLOAD
+        for name in ops or ():
+            if name not in OPS:
+                raise UsageError(f"unknown op {name!r}", f"one of: {', '.join(OPS)}")
+        path = opt.readable(hf_config, "--hf-config")
+        return from_hf(path, size.batch, size.seqlen_q, tuple(ops or OPS))
+    if spec is not None:
+        return from_yaml(opt.readable(spec, "--spec"), sizes or opt.DEFAULT_WORKLOAD)
+    slugs = dict.fromkeys(problems)
+    return tuple(Job(Problem.parse(slug), (sizes or opt.DEFAULT_WORKLOAD,)) for slug in slugs)
+
+
+def bench(
+    suite: Annotated[
+        str, typer.Option("--suite", metavar="NAME", help="core, extra or cpu-core.")
+    ] = "core",
+    gpu: opt.Gpu = None,
+    package: Annotated[
+        Path | None,
+        typer.Option("--package", metavar="DIR", help="An emitted package: ours, in the race."),
+    ] = None,
+    fa3: Annotated[
+        Path | None, typer.Option("--fa3", metavar="FILE", help="A FlashAttention-3 library.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="NAME", help="Contender. Repeatable.")
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", metavar="N", help="Samples per cell.")] = 20,
+    seconds: Annotated[
+        float, typer.Option("--seconds", metavar="S", help="Per contender and cell, at most.")
+    ] = 0.6,
+    threads: Annotated[
+        int, typer.Option("--threads", metavar="N", help="On a CPU. 0: torch's choice.")
+    ] = 0,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write the result here.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw it (.png or .svg).")
+    ] = None,
+    quiet: Quiet = False,
+    as_json: opt.Json = False,
+) -> None:
+    """Time a suite of shapes: an emitted package against torch and other libraries, in turns."""
+    import sys
+
+    from fagen import bench as engine
+    from fagen import devices
+    from fagen.suites import suite as cells_of
+
+    opt.positive("--rounds", rounds)
+    opt.positive("--seconds", seconds)
+    if threads < 0:
+        raise UsageError(f"--threads {threads} is negative", "0 leaves torch's choice")
+    for path, name in ((package, "--package"), (fa3, "--fa3")):
+        if path is not None and not path.exists():
+            raise UsageError(f"{name} {path}: there is no such file or folder")
+    cells = cells_of(suite)
+    choices = engine.BenchOptions(
+        device=devices.pick(gpu).name,
+        package=str(package.resolve()) if package else None,
+        fa3=str(fa3.resolve()) if fa3 else None,
+        only=tuple(only or ()), rounds=rounds, seconds=seconds, threads=threads,
+    )
+
+    def progress(record: dict[str, object]) -> None:
+        if not quiet:
+            sys.stderr.write(f"{engine.cell_of(record)}  {record['us']}\n")
+
+    result = engine.run_suite(cells, choices, progress)
+    if output is not None:
+        engine.write(result, output)
+    if plot is not None:
+        from fagen.plots import draw
+
+        draw(result, plot)
+    if as_json:
+        print_json(**result)
+    else:
+        print(engine.markdown(result), end="")

@@ -1,0 +1,53 @@
+"""The objects that are made once per command and passed down."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from fagen import paths
+
+if TYPE_CHECKING:
+    from fagen.build import Builder
+    from fagen.devices import Device
+    from fagen.pool import Pool
+    from fagen.render import Renderer
+    from fagen.store import Store
+
+
+def renderer() -> Renderer:
+    from fagen.render import Renderer
+
+    return Renderer(paths.templates())
+
+
+def builder() -> Builder:
+    from fagen.build import Builder, Cache
+
+    return Builder(Cache(paths.cache()))
+
+
+def store(write: Path | None = None) -> Store:
+    """What was shipped with fagen, above it what was learned here, above that the folder given."""
+    from fagen.store import Store
+
+    mine = paths.data() / "tuned"
+    return Store([mine, paths.tuned()], write or mine)
+
+
+@contextmanager
+def pool(device: Device, jobs: int | None = None) -> Iterator[Pool]:
+    """Workers on the device, and a folder for their files that goes when they go."""
+    from fagen.pool import Pool
+
+    paths.cache().mkdir(parents=True, exist_ok=True)
+    jobs = jobs or len(os.sched_getaffinity(0))
+    with (
+        TemporaryDirectory(prefix="run-", dir=paths.cache()) as scratch,
+        Pool(builder(), renderer(), device, jobs=jobs, scratch=Path(scratch)) as workers,
+    ):
+        yield workers

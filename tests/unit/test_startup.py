@@ -1,0 +1,44 @@
+"""``import fagen`` and ``fagen --help`` load the standard library and typer, and are quick."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "optuna", "pycuda", "numpy", "jinja2", "yaml", "rich", "matplotlib")
+SHOW = "import sys; print(*sorted({n.partition('.')[0] for n in sys.modules}), file=sys.stderr)"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+@pytest.mark.parametrize("what", [
+    "import fagen",
+    "from fagen.cli import main; main(['--help'])",
+    "from fagen.cli import main; main(['tune', '--help'])",
+    "from fagen.cli import main; assert main(['tune', 'nonsense', '--target', 'l4']) == 2",
+])
+def test_nothing_heavy_is_imported(what: str) -> None:
+    loaded = set(run("-c", f"{what}; {SHOW}").stderr.split())
+    assert "sys" in loaded
+    assert not loaded & set(HEAVY)
+
+
+def test_help_takes_less_than_a_fifth_of_a_second() -> None:
+    def seconds() -> float:
+        start = time.perf_counter()
+        run("-m", "fagen", "--help")
+        return time.perf_counter() - start
+
+    seconds()  # compiles the modules
+    assert min(seconds() for _ in range(7)) < 0.2
