@@ -1,0 +1,60 @@
+"""One measurement at a time per device, across all processes of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from fagen.errors import RunError
+
+WAIT_SECONDS = 600.0
+_TICK = 0.1
+
+
+class DeviceLock:
+    """A file lock. The kernel gives it back when its holder dies, however it dies."""
+
+    def __init__(
+        self, folder: Path, device: str, wait: float = WAIT_SECONDS,
+        on_wait: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.path = folder / (re.sub(r"[^A-Za-z0-9-]+", "-", device) + ".lock")
+        self.device, self.wait, self.on_wait = device, wait, on_wait
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a+") as file:
+            self._acquire(file)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} ({' '.join(sys.argv)[:200]})")
+            file.flush()
+            try:
+                yield
+            finally:
+                file.truncate(0)
+
+    def _acquire(self, file: IO[str]) -> None:
+        deadline, told = time.monotonic() + self.wait, False
+        while True:
+            try:
+                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read() or "another process"
+            if time.monotonic() > deadline:
+                raise RunError(
+                    f"{self.device} is in use by {holder}: waited {self.wait:g} s",
+                    "two measurements at once would spoil each other; let the other one finish",
+                )
+            if not told:
+                self.on_wait(f"{self.device} is in use by {holder}; waiting")
+                told = True
+            time.sleep(_TICK)

@@ -1,0 +1,264 @@
+"""Is a kernel right? Poisoned outputs, guard zones, and a bound that does not depend on taste.
+
+The rule: in every tile of 64 rows of every output, the error against the exact result is at most
+twice that of a plain computation in the same storage type, plus a floor for what fp32 arithmetic
+itself cannot hold. A tile and not the whole tensor, because early rows of a causal mask are
+large and would hide anything that happens to the small late ones.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fagen import reference
+from fagen.call import Call
+from fagen.cases import Case
+from fagen.errors import WrongResult
+from fagen.inputs import DTYPES, POISON, Buffer, buffer, outputs, random_inputs
+from fagen.library import Library
+from fagen.model import Problem
+
+TILE_ROWS = 64
+SAMPLED_GROUPS = 3
+KEPT_CASES = 40  # prepared small cases; a sampled one replaces the sampled one before it
+_EPS = 2.0**-23
+
+Group = tuple[int, int]  # batch, key/value head
+Bound = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
+
+
+class MemoryDamaged(WrongResult):
+    """The kernel wrote where it must not: nothing else in this process can be trusted either."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One output of the compared groups: exact values, and a bound per tile of rows."""
+
+    want: Tensor
+    bound: Tensor
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A case with its inputs made and its answers known."""
+
+    problem: Problem
+    case: Case
+    inputs: Mapping[str, Buffer]
+    untouched: Mapping[str, Tensor]
+    groups: tuple[Group, ...]
+    expected: Mapping[str, Expected]
+
+    def heads(self, name: str, tensor: Tensor) -> Tensor:
+        """The compared heads of a tensor, one after another."""
+        w = self.case.workload
+        per_group = 1 if name in ("k", "v", "dk", "dv") else w.heads // w.kv_heads
+        return torch.cat([tensor[b, h * per_group : (h + 1) * per_group] for b, h in self.groups])
+
+
+@dataclass(frozen=True)
+class Score:
+    """The worst error as a share of its bound, and the tensor it is in."""
+
+    error: float
+    bound_by: str
+
+
+class Checker:
+    """Verifies kernels on one device; remembers prepared cases."""
+
+    def __init__(self, device: str, threads: int) -> None:
+        self.device, self.threads = device, threads
+        self._cases: OrderedDict[tuple[str, Case], Prepared] = OrderedDict()
+
+    def prepared(self, problem: Problem, case: Case) -> Prepared:
+        key = (str(problem), case)
+        if key not in self._cases:
+            for old in [k for k in self._cases if case.sampled and k[1].sampled]:
+                del self._cases[old]
+            while len(self._cases) >= KEPT_CASES:
+                self._cases.popitem(last=False)
+            self._cases[key] = prepare(problem, case, self.device)
+        self._cases.move_to_end(key)
+        return self._cases[key]
+
+    def check(self, library: Library, prepared: Prepared) -> Score:
+        """Raises WrongResult in words."""
+        problem, case = prepared.problem, prepared.case
+        call = Call.bind(library, problem, case, prepared.inputs, self.device, self.threads)
+        call.poison()
+        call()
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize()
+        scores = [
+            _compare(prepared, name, call.outputs[name].values) for name in outputs(problem)
+        ]
+        for name, guarded in {**call.outputs, "its workspace": call.workspace}.items():
+            if damage := guarded.damage():
+                raise MemoryDamaged(f"the kernel wrote outside of {name} on {case}: {damage}")
+        for name, before in prepared.untouched.items():
+            if not torch.equal(prepared.inputs[name].raw, before):
+                raise MemoryDamaged(f"the kernel changed its input {name} on {case}")
+        return max(scores, key=lambda score: score.error)
+
+
+def _compare(prepared: Prepared, name: str, values: Tensor) -> Score:
+    expected, case = prepared.expected[name], prepared.case
+    if case.inputs in ("normal", "large") and (unwritten := int(values.isnan().sum())):
+        raise WrongResult(f"{unwritten} of {values.numel()} elements of {name} on {case} are NaN")
+    got = prepared.heads(name, values).to(expected.want.dtype)
+    error = difference(got, expected.want, name)
+    share = tiles(error) / expected.bound
+    worst = float(share.max())
+    if worst > 1:
+        raise WrongResult(
+            f"{name} is wrong on {case}: {_where(prepared, name, got, error, share)}"
+        )
+    return Score(worst, name)
+
+
+def difference(got: Tensor, want: Tensor, name: str) -> Tensor:
+    """Absolute error; infinite where one side is a number and the other is not."""
+    same = (got == want) | (got.isnan() & want.isnan())
+    if name == "lse":  # where an infinite score makes the row meaningless, any such mark will do
+        same |= (want.isnan() | (want == torch.inf)) & ~got.isfinite()
+    return (got - want).abs().nan_to_num(torch.inf).masked_fill(same, 0)
+
+
+def tiles(x: Tensor) -> Tensor:
+    """Largest element in each tile of 64 rows: [heads, rows(, dim)] -> [heads, tiles]."""
+    rows = x.reshape(x.shape[0], x.shape[1], -1).amax(-1)
+    padded = torch.nn.functional.pad(rows, (0, -rows.shape[1] % TILE_ROWS))
+    return padded.view(len(x), -1, TILE_ROWS).amax(-1)
+
+
+def _where(prepared: Prepared, name: str, got: Tensor, error: Tensor, share: Tensor) -> str:
+    head, tile = divmod(int(share.argmax()), share.shape[1])
+    rows = slice(tile * TILE_ROWS, (tile + 1) * TILE_ROWS)
+    inside = error[head, rows]
+    at = [int(i) for i in torch.unravel_index(inside.argmax(), inside.shape)]
+    at[0] += rows.start
+    per_group = len(got) // len(prepared.groups)
+    batch, group = prepared.groups[head // per_group]
+    element = [batch, group * per_group + head % per_group, *at]
+    want = prepared.expected[name].want
+    bound = float(prepared.expected[name].bound[head, tile])
+    return (
+        f"at {element} it is {float(got[(head, *at)]):.6g} instead of"
+        f" {float(want[(head, *at)]):.6g}, {float(share.max()):.3g} times the bound {bound:.3g}"
+        f" ({int((share > 1).sum())} of {share.numel()} tiles are out of bounds)"
+    )
+
+
+# --- preparing -----------------------------------------------------------------------------------
+
+
+def prepare(problem: Problem, case: Case, device: str) -> Prepared:
+    inputs = random_inputs(problem, case, device)
+    w = case.workload
+    everything = [(b, h) for b in range(w.batch) for h in range(w.kv_heads)]
+    groups = _sample(everything) if case.sampled else everything
+    mask = reference.Mask(problem.pattern, w.seqlen_q, w.seqlen_kv, device)
+    solver = _Solver(problem, case, mask, inputs)
+    if problem.op == "bwd":
+        inputs |= {name: buffer(name, problem, case, device, POISON) for name in ("o", "lse")}
+        for group in everything:
+            solver.feed(group, exact=group in groups)
+    answers = [solver.solve(group) for group in groups]
+    expected = {
+        name: Expected(*(torch.cat([answer[name][i] for answer in answers]) for i in (0, 1)))
+        for name in outputs(problem)
+    }
+    untouched = {} if case.sampled else {name: b.raw.clone() for name, b in inputs.items()}
+    return Prepared(problem, case, inputs, untouched, tuple(groups), expected)
+
+
+def _sample(groups: list[Group]) -> list[Group]:
+    last = len(groups) - 1
+    picked = {last * n // (SAMPLED_GROUPS - 1) for n in range(SAMPLED_GROUPS)}
+    return [groups[i] for i in sorted(picked)]
+
+
+class _Solver:
+    """Exact answers and bounds, one key/value head at a time."""
+
+    def __init__(
+        self, problem: Problem, case: Case, mask: reference.Mask, inputs: dict[str, Buffer]
+    ) -> None:
+        self.storage = DTYPES[problem.dtype]
+        self.backward = problem.op == "bwd"
+        self.scale, self.mask, self.inputs = case.scale_for(problem), mask, inputs
+        self.per_group = case.workload.heads // case.workload.kv_heads
+        self.exact: dict[Group, tuple[Tensor, Tensor, float]] = {}
+
+    def slice(self, name: str, group: Group) -> Tensor:
+        batch, head = group
+        values = self.inputs[name].values
+        if name in ("k", "v"):
+            return values[batch, head]
+        return values[batch, head * self.per_group : (head + 1) * self.per_group]
+
+    def forward(
+        self, group: Group, arithmetic: reference.Arithmetic
+    ) -> tuple[Tensor, Tensor, float]:
+        q, k, v = (self.slice(name, group) for name in "qkv")
+        return reference.forward(q, k, v, self.mask, self.scale, arithmetic)
+
+    def feed(self, group: Group, exact: bool) -> None:
+        """Write the o and lse that the backward reads."""
+        o, lse, largest = self.forward(group, reference.EXACT if exact else reference.FAST)
+        self.slice("o", group).copy_(o)
+        self.slice("lse", group).copy_(lse)
+        if exact:
+            self.exact[group] = o, lse, largest
+
+    def solve(self, group: Group) -> dict[str, tuple[Tensor, Tensor]]:
+        """Values and bounds by output."""
+        plain = reference.plain(self.storage)
+        k_max, q_max, v_max = (_largest(self.slice(name, group)) for name in "kqv")
+        if not self.backward:
+            o, lse, largest = self.forward(group, reference.EXACT)
+            plain_o, plain_lse, _ = self.forward(group, plain)
+            bound = self._bounds(largest)
+            return {"o": bound(o, plain_o, v_max), "lse": bound(lse, plain_lse, 1.0)}
+        o, lse, largest = self.exact.pop(group)
+        want = self._gradients(group, o, lse, reference.EXACT)
+        got = self._gradients(group, self.slice("o", group), self.slice("lse", group), plain)
+        bound = self._bounds(largest)
+        ds = self.scale * want.largest_dp
+        return {
+            "dq": bound(want.dq, got.dq, ds * k_max),
+            "dk": bound(want.dk[None], got.dk[None], ds * q_max),
+            "dv": bound(want.dv[None], got.dv[None], _largest(self.slice("dout", group))),
+        }
+
+    def _gradients(
+        self, group: Group, o: Tensor, lse: Tensor, arithmetic: reference.Arithmetic
+    ) -> reference.Gradients:
+        q, k, v, dout = (self.slice(name, group) for name in ("q", "k", "v", "dout"))
+        dlse = self.slice("dlse", group) if "dlse" in self.inputs else None
+        return reference.backward(
+            q, k, v, o, lse, dout, dlse, self.mask, self.scale, arithmetic
+        )
+
+    def _bounds(self, largest_score: float) -> Bound:
+        """fp32 holds a score of size s to about s * eps, so its exponential to that share."""
+        fp32 = _EPS * (32 + 4 * largest_score)
+        half_step = torch.finfo(self.storage).eps / 4
+
+        def bound(want: Tensor, plain: Tensor, magnitude: float) -> tuple[Tensor, Tensor]:
+            error = difference(plain.to(want.dtype), want, "").nan_to_num(0, posinf=0)
+            size = want.abs().nan_to_num(0, posinf=0, neginf=0)
+            return want, 2 * tiles(error) + fp32 * magnitude + half_step * tiles(size)
+
+        return bound
+
+
+def _largest(x: Tensor) -> float:
+    return float(x.float().abs().nan_to_num(0, 0, 0).max())
