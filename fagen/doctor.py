@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fagen import compilers, devices, paths
+from fagen import compilers, devices, link, paths
 from fagen.errors import FagenError
 
 NEEDED, OPTIONAL = "needed", "optional"
@@ -48,6 +47,7 @@ def _checks() -> Iterator[Check]:
         "the cpu family needs AVX2, FMA and F16C (x86-64-v3)", OPTIONAL,
     )
     yield _tool("C++ compiler", compilers.cxx, NEEDED)
+    yield _tool("C compiler", link.find_cc, NEEDED)
     yield from _gpu_checks()
     for name, place, variable in (
         ("templates", paths.templates, ""),
@@ -76,12 +76,13 @@ def _library(name: str, need: str, hint: str) -> Check:
         return Check(name, False, "not installed", hint, need)
 
 
-def _tool(name: str, find: Callable[[], compilers.Compiler], need: str) -> Check:
+def _tool(name: str, find: Callable[[], compilers.Compiler | str], need: str) -> Check:
     try:
-        compiler = find()
+        tool = find()
     except FagenError as error:
         return Check(name, False, error.message, error.hint or "", need)
-    return Check(name, True, f"{compiler.command} ({compiler.identity})", need=need)
+    found = tool if isinstance(tool, str) else f"{tool.command} ({tool.identity})"
+    return Check(name, True, found, need=need)
 
 
 def _folder(name: str, place: Callable[[], Path], variable: str) -> Check:
@@ -94,10 +95,7 @@ def _folder(name: str, place: Callable[[], Path], variable: str) -> Check:
         return Check(name, True, str(path))
     there = next(p for p in (path, *path.parents) if p.exists())
     try:
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise PermissionError
-        if there == path:
-            tempfile.TemporaryFile(dir=path).close()
+        tempfile.TemporaryFile(dir=there).close()  # has no name, leaves nothing
     except OSError as error:
         why = error.strerror or "not writable"
         return Check(name, False, f"{path}: {why}", f"choose another with {variable}=FOLDER")

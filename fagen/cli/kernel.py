@@ -155,8 +155,9 @@ def verify(
     chosen = opt.candidate(problem, wanted, family, set_)
     sizes = opt.workload(workload, batch, heads, kv_heads, seqlen, seqlen_kv)
     with session.pool(device) as pool:
-        verdict = pool.verify(chosen, None if sizes is None else [sizes])
-    raise NotImplementedError(verdict, as_json)
+        outcome = pool.verify(chosen, None if sizes is None else [sizes])
+    where = {} if sizes is None else {"workload": sizes}
+    _print_outcome(chosen, where, outcome, as_json)
 
 
 def measure(
@@ -177,8 +178,6 @@ def measure(
     as_json: opt.Json = False,
 ) -> None:
     """Verify one kernel, then time it."""
-    from fagen.model import Failure
-
     opt.positive("--seconds", seconds)
     device, wanted = opt.device_and_target(target, gpu)
     chosen = opt.candidate(problem, wanted, family, set_)
@@ -186,11 +185,21 @@ def measure(
     sizes = sizes or opt.DEFAULT_WORKLOAD
     with session.pool(device) as pool:
         outcome = pool.measure(chosen, sizes, seconds)
+    _print_outcome(chosen, {"workload": sizes}, outcome, as_json)
+
+
+def _print_outcome(
+    chosen: Candidate, where: dict[str, object], outcome: object, as_json: bool
+) -> None:
+    """A verdict, a measurement or a failure; the last one is exit code 1."""
+    from fagen.model import Failure
+
     failed = isinstance(outcome, Failure)
     if as_json:
-        print_json(**_identity(chosen), workload=sizes, ok=not failed, outcome=outcome)
+        print_json(**_identity(chosen), **where, ok=not failed, outcome=outcome)
     else:
-        print(pairs({"kernel": str(chosen), "workload": sizes} | plain(outcome)))
+        verdict = "failed" if failed else "verified"
+        print(pairs({verdict: str(chosen)} | where | plain(outcome)))
     if failed:
         raise typer.Exit(1)
 

@@ -60,7 +60,7 @@ def size(count: float) -> str:
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.1f}" if abs(value) >= 1000 else f"{value:.4g}"
     return str(value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,12 @@ def pool(device: Device, jobs: int | None = None) -> Iterator[Pool]:
     jobs = jobs or len(os.sched_getaffinity(0))
     with (
         TemporaryDirectory(prefix="run-", dir=paths.cache()) as scratch,
-        Pool(builder(), renderer(), device, jobs=jobs, scratch=Path(scratch)) as workers,
+        Pool(
+            builder(), renderer(), device, jobs=jobs, scratch=Path(scratch), on_wait=_say
+        ) as workers,
     ):
         yield workers
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")

@@ -26,7 +26,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     "import fagen",
     "from fagen.cli import main; main(['--help'])",
     "from fagen.cli import main; main(['tune', '--help'])",
-    "from fagen.cli import main; assert main(['tune', 'nonsense', '--target', 'l4']) == 2",
+    "from fagen.cli import main; assert main(['space', 'nonsense', '--target', 'l4']) == 2",
 ])
 def test_nothing_heavy_is_imported(what: str) -> None:
     loaded = set(run("-c", f"{what}; {SHOW}").stderr.split())
