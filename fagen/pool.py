@@ -56,6 +56,7 @@ class Pool:
         on_wait: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.device = device if isinstance(device, str) else device.name
+        self.renderer = renderer  # the search asks for digests
         limits = limits or Limits()
         scratch.mkdir(parents=True, exist_ok=True)
         self._builds = Builds(

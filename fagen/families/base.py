@@ -164,6 +164,8 @@ class Kernel:
     default: Callable[[Problem, Target], Any]
     # Bytes of device (or main) memory one call moves, by the family's own IO model.
     bytes_moved: Callable[[Candidate, Workload], int]
+    # Bytes that one thread (CPU) or block (GPU) touches over and over; 0 where nobody said.
+    footprint: Callable[[Candidate], int] = lambda candidate: 0
 
 
 @dataclass(frozen=True)

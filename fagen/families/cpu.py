@@ -133,9 +133,9 @@ CPU = Family(
     toolchain="host",
     kernels={
         "fwd": Kernel("fwd_cpu.cpp.j2", CpuForward, FORWARD_RULES, lambda c: Plan(),
-                      _default_forward, _forward_bytes),
+                      _default_forward, _forward_bytes, _fwd_scratch),
         "bwd": Kernel("bwd_cpu.cpp.j2", CpuBackward, BACKWARD_RULES, lambda c: Plan(),
-                      _default_backward, _backward_bytes),
+                      _default_backward, _backward_bytes, _bwd_scratch),
     },
     runs_on=lambda target: target.kind == "cpu" and set(target.isa) >= BASELINE,
     arch=lambda target: "x86-64-v4" if "avx512f" in target.isa else "x86-64-v3",
