@@ -5,9 +5,10 @@ from __future__ import annotations
 from fagen.errors import UsageError
 from fagen.families.base import Family
 from fagen.families.cpu import CPU
+from fagen.families.sm80 import SM80
 from fagen.model import Problem, Target
 
-FAMILIES: tuple[Family, ...] = (CPU,)
+FAMILIES: tuple[Family, ...] = (SM80, CPU)
 
 
 def family_named(name: str, families: tuple[Family, ...] = FAMILIES) -> Family:

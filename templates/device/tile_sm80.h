@@ -1,0 +1,120 @@
+// Tiles in shared memory: rows of 16-byte chunks, and their way from and to global memory.
+#pragma once
+
+#include "device/ptx_sm80.h"
+
+__host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// DIM elements of 16 bits per row, padded to the 16 of a k step and no further. The chunks of a
+// row are permuted by a key of the row, so that the eight rows an ldmatrix reads at one column
+// fall on different banks, whatever DIM is.
+template <int DIM>
+struct Layout {
+  static constexpr int steps = ceil_div(DIM, 16), chunks = 2 * steps, pitch = 16 * chunks;
+  static constexpr int keys = chunks % 8 == 0 ? 8 : chunks % 4 == 0 ? 4 : 2;
+
+  __device__ static int key(unsigned row) { return row / (8 / keys) % keys; }
+  __device__ static uint32_t offset(int row, int chunk) {
+    return row * pitch + ((chunk ^ key(row)) << 4);
+  }
+};
+
+// One lane's place in ldmatrix reads. Rows then move in steps of 8, which leaves the key alone;
+// chunks move by even constants below SPAN, from a first chunk that is a multiple of SPAN.
+template <int DIM, int SPAN = Layout<DIM>::chunks>
+struct Cursor {
+  using L = Layout<DIM>;
+  // Then moving along the row never carries from the permuted bits into the others.
+  static constexpr bool carries = SPAN % L::keys != 0 && L::keys % SPAN != 0;
+  uint32_t row, base;
+  int key, chunk;
+
+  __device__ __forceinline__ Cursor(uint32_t tile, int first_row, int first_chunk)
+      : row(tile + first_row * L::pitch), key(L::key(first_row)), chunk(first_chunk) {
+    base = row + ((chunk ^ key) << 4);
+    // Keeps the permuted addresses out of registers across loop iterations: they are one
+    // instruction each to make, and the accumulators need the room.
+    keep_out_of_loops(base);
+  }
+  __device__ __forceinline__ uint32_t at(int row8, int chunk2) const {
+    if constexpr (carries) return row + row8 * L::pitch + (((chunk + chunk2) ^ key) << 4);
+    const int permuted = chunk2 % L::keys;
+    return (base ^ (permuted << 4)) + row8 * L::pitch + ((chunk2 - permuted) << 4);
+  }
+};
+
+// The two orders in which a lane names the four matrices of a 16x16 block: down the rows first
+// (A operands, and B operands read transposed), or along the columns first (the other way round).
+template <int DIM, int SPAN = Layout<DIM>::chunks>
+__device__ __forceinline__ Cursor<DIM, SPAN> rows_first(uint32_t tile, int row, int chunk,
+                                                        int lane) {
+  return {tile, row + (lane & 15), chunk + (lane >> 4)};
+}
+template <int DIM, int SPAN = Layout<DIM>::chunks>
+__device__ __forceinline__ Cursor<DIM, SPAN> columns_first(uint32_t tile, int row, int chunk,
+                                                           int lane) {
+  return {tile, row + (lane & 7) + (lane >> 4) * 8, chunk + (lane >> 3 & 1)};
+}
+
+// How THREADS threads share a tile of ROWS rows: up to eight of them on a row.
+template <int ROWS, int DIM, int THREADS>
+struct TileCopy {
+  using L = Layout<DIM>;
+  static constexpr int lanes = L::chunks > 4 ? 8 : L::chunks;
+  static constexpr int step = THREADS / lanes;
+
+  // each(row, pointer to the row's first element of this lane, chunk); the pointer walks down,
+  // because an address per row would cost the registers that the accumulators need.
+  template <class Element, class Each>
+  __device__ __forceinline__ static void for_each(Element *at, int64_t stride, int thread,
+                                                  Each each) {
+    at += thread / lanes * stride + thread % lanes * 8;
+#pragma unroll
+    for (int i = 0; i < ceil_div(ROWS, step); ++i, at += step * stride) {
+      const int row = thread / lanes + i * step;
+      if (ROWS % step != 0 && row >= ROWS) break;
+#pragma unroll
+      for (int c = 0; c < ceil_div(L::chunks, lanes); ++c) {
+        const int chunk = thread % lanes + c * lanes;
+        if (L::chunks % lanes == 0 || chunk < L::chunks) each(row, chunk, at + c * lanes * 8);
+      }
+    }
+  }
+
+  // Rows from `rows` on, and the padding of each row, become zero.
+  __device__ __forceinline__ static void load(uint32_t tile, const uint16_t *from, int64_t stride,
+                                              int rows, int thread) {
+    for_each(from, stride, thread, [&](int row, int chunk, const uint16_t *at) {
+      const bool there = row < rows && (DIM % 16 == 0 || chunk < DIM / 8);
+      cp_async(tile + L::offset(row, chunk), at, there ? 16 : 0);
+    });
+  }
+
+  __device__ __forceinline__ static void store(uint32_t tile, uint16_t *to, int64_t stride,
+                                               int rows, int thread) {
+    for_each(to, stride, thread, [&](int row, int chunk, uint16_t *at) {
+      if (row < rows && (DIM % 16 == 0 || chunk < DIM / 8))
+        *reinterpret_cast<uint4 *>(at) = load_shared_16(tile + L::offset(row, chunk));
+    });
+  }
+};
+
+// Accumulators of 16 rows by 8 TILES columns to a tile, at (row, chunk), times `scale`.
+template <int DIM, int TILES>
+__device__ __forceinline__ void put_accumulators(uint32_t tile, int row, int chunk,
+                                                 const float (&c)[TILES][4], float scale,
+                                                 int lane) {
+#pragma unroll
+  for (int j = 0; j < TILES; ++j)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (chunk + j >= Layout<DIM>::chunks) continue;
+      const uint32_t to = tile + Layout<DIM>::offset(row + lane / 4 + 8 * half, chunk + j);
+      store_shared(to + lane % 4 * 4, pack(c[j][2 * half] * scale, c[j][2 * half + 1] * scale));
+    }
+}
+
+// The rows of one head of one batch entry.
+__device__ __forceinline__ uint16_t *head_of(const fagen_view &v, int batch, int head) {
+  return static_cast<uint16_t *>(v.data) + batch * v.batch_stride + head * v.head_stride;
+}
