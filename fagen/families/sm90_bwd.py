@@ -1,0 +1,232 @@
+"""The sm90 backward: knobs, rules, and the launch plan of its three kernels.
+
+The sizes below repeat, in Python, what ``templates/device/layout_bwd_sm90.h`` computes; the
+rendered kernel asserts that both agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fagen.families.base import Kernel, Plan, Region, Rule, Step, TensorMap, knob, product
+from fagen.model import Candidate, Problem, Target, Workload
+
+ENDS_THREADS = 256
+
+
+def _round_up(n: int, step: int) -> int:
+    return -(-n // step) * step
+
+
+def padded(dim: int) -> int:
+    """A head dim as the multiplies see it."""
+    return _round_up(dim, 16)
+
+
+def swizzle(columns: int) -> int:
+    """Bytes of a panel row: the widest swizzle that the columns fill exactly."""
+    return 128 if columns % 64 == 0 else 64 if columns % 32 == 0 else 32
+
+
+def panels(columns: int) -> int:
+    return columns * 2 // swizzle(columns)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Who computes what, the tile, and the depths in shared memory."""
+
+    roles: str = knob("rows", "split", default="rows", enum="Roles",
+                      says="rows: a warpgroup owns 64 keys; split: one makes dV, one dK")
+    dq: str = knob("lockstep", "delayed", "own", default="lockstep", enum="Dq",
+                   says="who makes dQ: the consumers together, one step later, or a warpgroup")
+    block_m: int = knob(64, 80, 96, 112, 128, default=64, says="queries per step")
+    warpgroups: int = knob(1, 2, 3, default=2, says="64 keys each")
+    stages_q: int = knob(1, 2, 3, default=2, says="stages of Q")
+    stages_do: int = knob(1, 2, 3, default=2, says="stages of dO")
+    stages_ds: int = knob(1, 2, 3, default=2, says="stages of dS on its way to dQ")
+    dq_columns: int = knob(64, 128, default=64, says="width of a piece of dQ (dq=own)")
+    stages_dq: int = knob(1, 2, default=2, says="pieces of dQ on their way out (dq=own)")
+    p_fp32: bool = knob(True, False, default=True, says="P stays in fp32 until dS is made")
+    order: str = knob("by_head", "heavy_first", default="by_head", enum="Order",
+                      says="heads one after the other, or the longest key blocks of several first")
+    overlap: bool = knob(True, False, default=True,
+                         says="each kernel may start while the one before it ends")
+
+    @property
+    def block_n(self) -> int:
+        return 64 * self.warpgroups
+
+    @property
+    def own_dq(self) -> bool:
+        return self.dq == "own"
+
+    @property
+    def consumers(self) -> int:
+        return 2 if self.roles == "split" else self.warpgroups
+
+    @property
+    def threads(self) -> int:
+        return 128 * ((2 if self.own_dq else 1) + self.consumers)
+
+    def dq_cut(self, problem: Problem) -> str:
+        """How a tile of dQ is cut into pieces; empty when it cannot be."""
+        d = padded(problem.head_dim)
+        if self.own_dq:
+            return "rows" if self.block_m % 64 == 0 else ""
+        if self.block_m == 64 * self.consumers:
+            return "rows"
+        if self.block_m == 64 and panels(d) % self.consumers == 0:
+            return "columns"
+        if d == 64 * self.consumers:
+            return "dims"
+        if d == 64 and self.block_m % (8 * self.consumers) == 0:
+            return "dims_and_rows"
+        return ""
+
+    def dq_piece_columns(self, problem: Problem) -> int:
+        d = padded(problem.head_dim)
+        if self.own_dq:
+            return min(self.dq_columns, d)
+        return {
+            "rows": d,
+            "columns": d // self.consumers,
+            "dims": self.block_m,
+            "dims_and_rows": self.block_m // self.consumers,
+        }[self.dq_cut(problem)]
+
+    def multiply_sizes(self, problem: Problem) -> list[int]:
+        """Every N of a 64 x N multiply."""
+        d, dv = padded(problem.head_dim), padded(problem.head_dim_v)
+        piece = self.dq_piece_columns(problem)
+        rest = [d % piece] if self.own_dq and d % piece else []
+        wide = [n for dim in (d, dv) for n in (min(dim, 128), dim - 128) if n > 0]
+        return [self.block_m, *wide, piece, *rest]
+
+    def dq_tile_floats(self, problem: Problem) -> int:
+        return self.block_m * padded(problem.head_dim)
+
+    def shared_bytes(self, problem: Problem) -> int:
+        d, dv = padded(problem.head_dim), padded(problem.head_dim_v)
+        m, n = self.block_m, self.block_n
+        kv = _round_up(2 * n * d, 1024) + _round_up(2 * n * dv, 1024)
+        q = self.stages_q * _round_up(2 * m * d, 1024)
+        do = self.stages_do * _round_up(2 * m * dv, 1024)
+        ds = self.stages_ds * 2 * m * n
+        stages_p = 2 if self.roles == "split" else 0
+        buffers = self.stages_dq if self.own_dq else self.consumers
+        staging = buffers * 256 * self.dq_piece_columns(problem)
+        rows = 4 * m * (self.stages_q + self.stages_do)
+        barriers = 8 * (2 * (self.stages_q + self.stages_do + self.stages_ds + stages_p) + 2)
+        return kv + q + do + ds + stages_p * 128 * m + staging + rows + barriers
+
+    def registers(self, problem: Problem) -> int:
+        """Accumulators and operands that a consumer holds at its fullest."""
+        d, dv = padded(problem.head_dim) // 2, padded(problem.head_dim_v) // 2
+        scores = self.block_m // 2
+        if self.roles == "split":
+            return max(d, dv) + scores + scores
+        making_ds = 2 * scores if self.p_fp32 else 3 * scores // 2
+        making_dq = scores + (0 if self.own_dq else self.dq_piece_columns(problem) // 2)
+        return d + dv + max(making_ds, making_dq)
+
+    @property
+    def register_budget(self) -> int:
+        """The most that compiled without spills, by what setmaxnreg grants."""
+        if self.own_dq:
+            return 192 if self.threads == 512 else 112
+        return 208 if self.threads == 384 else 136
+
+
+def _maps(problem: Problem, config: Config) -> tuple[TensorMap, ...]:
+    def view(tensor: str, dim: int, rows: int) -> TensorMap:
+        span = swizzle(padded(dim))
+        return TensorMap(tensor, span // 2, rows, span, dim)
+
+    d, dv, m, n = problem.head_dim, problem.head_dim_v, config.block_m, config.block_n
+    return (view("q", d, m), view("dout", dv, m), view("k", d, n), view("v", dv, n),
+            view("dk", d, 64), view("dv", dv, 64))
+
+
+def _plan(candidate: Candidate) -> Plan:
+    problem, config = candidate.problem, candidate.config
+    m = config.block_m
+    ends = (product(q_tiles=m), product(heads=1), product(batch=1))
+    blocks = (product(kv_tiles=config.block_n, kv_heads=1, batch=1), product(), product())
+    rows = Region(product(q_padded=m, heads=1, batch=8))
+    sums = Region(product(q_padded=m, heads=padded(problem.head_dim), batch=4))
+    turns = Region(product(q_tiles=m, heads=1 if config.own_dq else config.consumers, batch=4))
+    return Plan(
+        steps=(
+            Step("bwd_pre", ends, ENDS_THREADS),
+            Step("bwd_main", blocks, config.threads, config.shared_bytes(problem),
+                 overlap=config.overlap, maps=_maps(problem, config)),
+            Step("bwd_post", ends, ENDS_THREADS, overlap=config.overlap),
+        ),
+        regions=(rows, sums, *((turns,) if "deterministic" in problem.features else ())),
+    )
+
+
+def _bytes_moved(candidate: Candidate, w: Workload) -> int:
+    """Device memory traffic if every re-read of Q, dO and dQ hits the L2 cache."""
+    problem, config = candidate.problem, candidate.config
+    q_rows = w.batch * w.heads * _round_up(w.seqlen_q, config.block_m)
+    pre = q_rows * (4 * problem.head_dim_v + 12)
+    sums = 3 * 4 * q_rows * padded(problem.head_dim)  # zeroed, summed into, read
+    return w.min_bytes(problem) + pre + sums
+
+
+_RULES = (
+    Rule("16-bit inputs", lambda c: c.problem.dtype in ("bf16", "fp16")),
+    Rule("head dims of 16 and more",
+         lambda c: min(c.problem.head_dim, c.problem.head_dim_v) >= 16),
+    Rule("split roles take 64 keys and a dQ warpgroup of their own",
+         lambda c: c.config.roles == "rows" or (c.config.own_dq and c.config.warpgroups == 1)),
+    Rule("roles by rows take 2 or 3 warpgroups",
+         lambda c: c.config.roles == "split" or c.config.warpgroups >= 2),
+    Rule("dQ can be cut into 64-row pieces among those who make it",
+         lambda c: bool(c.config.dq_cut(c.problem))),
+    Rule("lockstep needs two stages of dS, one to read while the next is written",
+         lambda c: c.config.dq != "lockstep" or c.config.stages_ds == 2),
+    Rule("delayed needs two or more stages of dS",
+         lambda c: c.config.dq != "delayed" or c.config.stages_ds >= 2),
+    Rule("dq_columns and stages_dq only matter with dq=own",
+         lambda c: c.config.own_dq or (c.config.dq_columns, c.config.stages_dq) == (64, 2)),
+    Rule("p_fp32 only matters with roles=rows",
+         lambda c: c.config.roles == "rows" or c.config.p_fp32),
+    Rule("the accumulators fit in registers",
+         lambda c: not c.config.dq_cut(c.problem)
+         or c.config.registers(c.problem) <= c.config.register_budget),
+    Rule("tiles, stages and barriers fit in shared memory",
+         lambda c: not c.config.dq_cut(c.problem)
+         or c.config.shared_bytes(c.problem) <= c.target.shared_bytes),
+)
+
+
+def _default(problem: Problem, target: Target) -> Config:
+    d, dv = padded(problem.head_dim), padded(problem.head_dim_v)
+    banded = str(problem.pattern) != "dense"
+    ordered = "deterministic" in problem.features
+    order = "heavy_first" if banded else "by_head"
+    if d + dv > 256 or max(d, dv) > 192:
+        stages_do = 2 if max(d, dv) <= 192 else 1
+        return Config(roles="split", dq="own", warpgroups=1, stages_do=stages_do, order=order)
+    if max(d, dv) <= 64 and not ordered:
+        return Config(dq="lockstep", block_m=128, order=order)
+    if max(d, dv) <= 64:
+        return Config(dq="delayed", block_m=128, stages_ds=3, order=order)
+    if d == 128 and (banded or ordered):
+        return Config(dq="delayed", block_m=64, stages_ds=3, order=order)
+    if d == 128:
+        return Config(dq="lockstep", block_m=80, order=order)
+    return Config(dq="own", block_m=64, order=order)
+
+
+BWD = Kernel(
+    template="bwd_sm90.cu.j2",
+    config=Config,
+    rules=_RULES,
+    plan=_plan,
+    default=_default,
+    bytes_moved=_bytes_moved,
+)

@@ -1,0 +1,169 @@
+// dQ: the multiply, and its way out. Accumulator registers go to shared memory as they lie in the
+// threads, four floats each, and from there to an fp32 tile of the same order in device memory by a
+// bulk reduction; the convert kernel undoes the order.
+#ifndef FAGEN_DQ_BWD_SM90_H
+#define FAGEN_DQ_BWD_SM90_H
+
+#include "device/step_bwd_sm90.h"
+
+// One piece of dQ = dS K over all keys of the block. `row` and `dim` say where the piece begins.
+template <int N>
+FAGEN_DEVICE void multiply_dq(float (&d)[N / 2], uint32_t ds, uint32_t k, int row, int dim) {
+  const uint32_t at_ds = DsTile::k_major(ds + row * DsTile::swizzle);
+  const uint32_t at_k = KTile::mn_major(k + dim / KTile::panel_columns * KTile::panel_bytes);
+  pin(d);
+  wgmma_fence();
+#pragma unroll
+  for (int i = 0; i < BLOCK_N / 16; i++) {
+    const uint32_t a = at_ds + DsTile::k_major_step(i), b = at_k + KTile::mn_major_step(i);
+    if constexpr (DQ_TRANSPOSED)
+      Wgmma<N>::template shared<KTile::high, DsTile::high, 1, 0>(d, b, a, i > 0);
+    else
+      Wgmma<N>::template shared<DsTile::high, KTile::high, 0, 1>(d, a, b, i > 0);
+  }
+  wgmma_commit();
+  pin(d);
+}
+
+// The piece of consumer w, where each makes one.
+FAGEN_DEVICE void multiply_own_piece(float (&d)[DQ_PIECE_COLUMNS / 2], uint32_t ds, uint32_t k,
+                                     int w) {
+  const int row = DQ_CUT == DqCut::rows            ? 64 * w
+                  : DQ_CUT == DqCut::dims_and_rows ? DQ_PIECE_COLUMNS * w
+                                                   : 0;
+  const int dim = DQ_CUT == DqCut::columns ? DQ_PIECE_COLUMNS * w : DQ_CUT == DqCut::dims ? 64 * w : 0;
+  multiply_dq<DQ_PIECE_COLUMNS>(d, ds, k, row, dim);
+}
+
+template <int N>
+FAGEN_DEVICE void stage_dq(uint32_t buffer, const float (&d)[N / 2]) {
+  const uint32_t to = buffer + 16 * (threadIdx.x % 128);
+#pragma unroll
+  for (int i = 0; i < N / 8; i++)
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to + 2048 * i), "f"(d[4 * i]),
+                 "f"(d[4 * i + 1]), "f"(d[4 * i + 2]), "f"(d[4 * i + 3])
+                 : "memory");
+}
+
+// Scratch memory: the sums of a query tile, and whose turn it is to add to a piece of it.
+FAGEN_DEVICE float *dq_tile(const fagen_params &p, int tile) {
+  return static_cast<float *>(p.work[1]) + static_cast<int64_t>(tile) * DQ_TILE_FLOATS;
+}
+FAGEN_DEVICE int *turn_at(const fagen_params &p, int tile, int sender) {
+  return static_cast<int *>(p.work[2]) + static_cast<int64_t>(tile) * DQ_SENDERS + sender;
+}
+
+// --- the order of reductions, when every run must give the same bits ----------------------------
+
+// How many key blocks before n add to query tile m.
+FAGEN_DEVICE int turn_of(const fagen_params &p, int n, int m) {
+  const Pattern pattern(Lengths{p.seqlen_q, p.seqlen_kv});
+  const int q0 = m * BLOCK_M;
+  return n - pattern.keys(q0, min_of(q0 + BLOCK_M, p.seqlen_q)).begin / BLOCK_N;
+}
+FAGEN_DEVICE void await_turn(const int *turn, int mine) {
+  int now;
+  do asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(now) : "l"(turn) : "memory");
+  while (now != mine);
+}
+FAGEN_DEVICE void pass_turn(int *turn) {
+  bulk_wait<0>();
+  asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(turn) : "memory");
+}
+
+// Calls visit(query head, m, tile) for every step of a key block.
+template <class F>
+FAGEN_DEVICE void for_each_step(const fagen_params &p, const KeyBlock &block, F visit) {
+  const Span span = query_span(p, block.n);
+  const int first = block.kv_head * group_size(p), end = first + group_size(p);
+#pragma unroll 1
+  for (int head = first; head < end; head++) {
+    int tile = tile_index(p, block.batch, head, span.begin);
+#pragma unroll 1
+    for (int m = span.begin; m < span.end; m++) visit(head, m, tile++);
+  }
+}
+
+// A warp that sends consumer w's piece of every step. Its lane 0 works, the others keep barriers.
+FAGEN_DEVICE void send_dq(const fagen_params &p, uint32_t shared, int w) {
+  const KeyBlock block = key_block(p);
+  const uint32_t buffer = shared + AT_DQ + w * DQ_PIECE_BYTES;
+  const bool first_lane = threadIdx.x % 32 == 0;
+  wait_for_previous_kernel();
+  for_each_step(p, block, [&](int, int m, int tile) {
+    named_arrive(DQ_SENT + w, 160);
+    named_sync(DQ_STAGED + w, 160);
+    if (first_lane) {
+      if (DETERMINISTIC) await_turn(turn_at(p, tile, w), turn_of(p, block.n, m));
+      bulk_reduce_add_f32(dq_tile(p, tile) + w * (DQ_PIECE_BYTES / 4), buffer, DQ_PIECE_BYTES);
+      bulk_commit();
+      bulk_wait_read<0>();
+      if (DETERMINISTIC) pass_turn(turn_at(p, tile, w));
+    }
+    __syncwarp();
+  });
+  if (first_lane) bulk_wait<0>();
+}
+
+// The consumer's half of it: wait for the buffer, fill it, hand it over.
+FAGEN_DEVICE void hand_over_dq(uint32_t shared, const float (&d)[DQ_PIECE_COLUMNS / 2], int w) {
+  named_sync(DQ_SENT + w, 160);
+  stage_dq<DQ_PIECE_COLUMNS>(shared + AT_DQ + w * DQ_PIECE_BYTES, d);
+  fence_async_shared();
+  named_arrive(DQ_STAGED + w, 160);
+}
+
+// --- a warpgroup that makes all of dQ and sends it itself ---------------------------------------
+
+struct DqWork {
+  uint32_t shared;
+  float *sums;
+  int *turn;
+  int step, turn_number, sent;
+};
+
+// The pieces of one row of pieces from dim FIRST on.
+template <int FIRST>
+FAGEN_DEVICE void make_dq_pieces(DqWork &work, int row) {
+  constexpr int N = !OWN_DQ || D - FIRST >= DQ_PIECE_COLUMNS ? DQ_PIECE_COLUMNS : D - FIRST;
+  const bool first_thread = threadIdx.x % 128 == 0;
+  float d[N / 2];
+  const uint32_t ds = work.shared + AT_DS + work.step % STAGES_DS * DsTile::bytes;
+  multiply_dq<N>(d, ds, work.shared + AT_K, row, FIRST);
+  wgmma_wait<0>();
+  pin(d);
+  const bool last = FIRST + N == D && row + 64 == BLOCK_M;
+  if (last) arrive_by_warp<STAGES_DS>(work.shared + DS_EMPTY, work.step);
+
+  const uint32_t buffer = work.shared + AT_DQ + work.sent++ % DQ_BUFFERS * DQ_PIECE_BYTES;
+  if (first_thread) bulk_wait_read<DQ_BUFFERS - 1>();
+  named_sync(DQ_GROUP, 128);
+  stage_dq<N>(buffer, d);
+  fence_async_shared();
+  named_sync(DQ_GROUP, 128);
+  if (first_thread) {
+    if (DETERMINISTIC && FIRST == 0 && row == 0) await_turn(work.turn, work.turn_number);
+    bulk_reduce_add_f32(work.sums + row * D + FIRST * 64, buffer, N * 256);
+    bulk_commit();
+    if (DETERMINISTIC && last) pass_turn(work.turn);
+  }
+  if constexpr (OWN_DQ && FIRST + N < D) make_dq_pieces<FIRST + N>(work, row);
+}
+
+FAGEN_DEVICE void make_dq(const fagen_params &p, uint32_t shared) {
+  const KeyBlock block = key_block(p);
+  DqWork work{shared, nullptr, nullptr, 0, 0, 0};
+  wait_for_previous_kernel();
+  barrier_wait(shared + K_FULL, 0);
+  for_each_step(p, block, [&](int, int m, int tile) {
+    work.sums = dq_tile(p, tile);
+    work.turn = turn_at(p, tile, 0);
+    if (DETERMINISTIC) work.turn_number = turn_of(p, block.n, m);
+    wait_full<STAGES_DS>(shared + DS_FULL, work.step);
+    for (int row = 0; row < BLOCK_M; row += 64) make_dq_pieces<0>(work, row);
+    work.step++;
+  });
+  if (threadIdx.x % 128 == 0) bulk_wait<0>();
+}
+
+#endif

@@ -1,0 +1,112 @@
+// Before and after the main kernel. One CTA of ENDS_THREADS per (query tile, head, batch).
+#ifndef FAGEN_ENDS_BWD_SM90_H
+#define FAGEN_ENDS_BWD_SM90_H
+
+#include "device/dq_bwd_sm90.h"
+
+constexpr int ENDS_THREADS = 256;
+
+template <class T>
+FAGEN_DEVICE T *row_of(const fagen_view &v, int batch, int head, int row) {
+  return static_cast<T *>(v.data) + batch * v.batch_stride + head * v.head_stride +
+         row * v.row_stride;
+}
+
+FAGEN_DEVICE float dot(const uint4 &a, const uint4 &b) {
+  const uint32_t x[4] = {a.x, a.y, a.z, a.w}, y[4] = {b.x, b.y, b.z, b.w};
+  float sum = 0.f;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const float2 u = unpack(x[i]), v = unpack(y[i]);
+    sum = fmaf(u.x, v.x, fmaf(u.y, v.y, sum));
+  }
+  return sum;
+}
+
+// delta = rowsum(dO * O) - dLSE, the log-sum-exp in base 2, and zeros where dQ will be summed.
+// A row that attends to nothing, or past the end, gets +inf: its probabilities come out as zero.
+FAGEN_DEVICE void preprocess(const fagen_params &p) {
+  constexpr int LANES = HEAD_DIM_V <= 64 ? 8 : HEAD_DIM_V <= 128 ? 16 : 32;  // 8 dims each
+  constexpr int ROWS = ENDS_THREADS / LANES;
+  const int m = blockIdx.x, head = blockIdx.y, batch = blockIdx.z;
+  const int lane = threadIdx.x % LANES;
+  const int tile = tile_index(p, batch, head, m);
+
+  float4 *const sums = reinterpret_cast<float4 *>(dq_tile(p, tile));
+#pragma unroll 4
+  for (int i = threadIdx.x; i < DQ_TILE_FLOATS / 4; i += ENDS_THREADS)
+    sums[i] = make_float4(0.f, 0.f, 0.f, 0.f);
+  if (DETERMINISTIC && threadIdx.x < DQ_SENDERS)
+    *turn_at(p, tile, threadIdx.x) = 0;
+
+#pragma unroll
+  for (int first = 0; first < BLOCK_M; first += ROWS) {
+    const int in_tile = first + threadIdx.x / LANES, row = m * BLOCK_M + in_tile;
+    float delta = 0.f;
+    if (row < p.seqlen_q && lane * 8 < HEAD_DIM_V && in_tile < BLOCK_M)
+      delta = dot(reinterpret_cast<const uint4 *>(row_of<uint16_t>(p.o, batch, head, row))[lane],
+                  reinterpret_cast<const uint4 *>(row_of<uint16_t>(p.dout, batch, head, row))[lane]);
+#pragma unroll
+    for (int i = LANES / 2; i > 0; i /= 2) delta += __shfl_xor_sync(FULL_WARP, delta, i);
+    if (lane == 0 && in_tile < BLOCK_M) {
+      float lse = -INFINITY;
+      if (row < p.seqlen_q) {
+        const int64_t at = (static_cast<int64_t>(batch) * p.heads + head) * p.seqlen_q + row;
+        lse = p.lse[at];
+        if (p.dlse) delta -= p.dlse[at];
+      }
+      const bool empty = lse == -INFINITY;
+      float *const rows = static_cast<float *>(p.work[0]) + static_cast<int64_t>(tile) * (2 * BLOCK_M) + in_tile;
+      rows[0] = empty ? INFINITY : lse * LOG2E;
+      rows[BLOCK_M] = empty ? 0.f : delta;
+    }
+  }
+}
+
+// Where the float4 i of a dQ tile lies: rows r and r + 8, columns c and c + 1, as (r, c).
+// A transposed piece holds dims as rows; then it is dims r and r + 8, queries c and c + 1.
+FAGEN_DEVICE int2 dq_place(int i) {
+  constexpr int ROW_FLOAT4 = OWN_DQ ? 16 * D : 16 * DQ_PIECE_COLUMNS;  // of one row of pieces
+  const int part = i / ROW_FLOAT4, inside = i % ROW_FLOAT4;  // a piece, or a row of them
+  const int thread = i % 128, row = thread / 32 * 16 + thread % 32 / 4;
+  const int column = inside / 128 * 8 + thread % 4 * 2;
+  const int2 shift = DQ_CUT == DqCut::columns         ? make_int2(0, DQ_PIECE_COLUMNS * part)
+                     : DQ_CUT == DqCut::dims_and_rows ? make_int2(0, DQ_PIECE_COLUMNS * part)
+                                                      : make_int2(64 * part, 0);
+  return make_int2(row + shift.x, column + shift.y);
+}
+
+// dQ = scale * sums, in 16 bits and in order.
+FAGEN_DEVICE void convert(const fagen_params &p) {
+  constexpr int PITCH = D + 8;  // keeps the four banks of a row apart
+  __shared__ __align__(16) uint16_t turned[BLOCK_M * PITCH];
+  const int m = blockIdx.x, head = blockIdx.y, batch = blockIdx.z;
+  const float4 *const sums =
+      reinterpret_cast<const float4 *>(dq_tile(p, tile_index(p, batch, head, m)));
+#pragma unroll 4
+  for (int i = threadIdx.x; i < DQ_TILE_FLOATS / 4; i += ENDS_THREADS) {
+    const float4 v = sums[i];
+    const int2 at = dq_place(i);
+    const uint32_t top = pack<DTYPE>(v.x * p.scale, v.y * p.scale);
+    const uint32_t bottom = pack<DTYPE>(v.z * p.scale, v.w * p.scale);
+    if constexpr (DQ_TRANSPOSED) {
+      turned[at.y * PITCH + at.x] = static_cast<uint16_t>(top);
+      turned[(at.y + 1) * PITCH + at.x] = static_cast<uint16_t>(top >> 16);
+      turned[at.y * PITCH + at.x + 8] = static_cast<uint16_t>(bottom);
+      turned[(at.y + 1) * PITCH + at.x + 8] = static_cast<uint16_t>(bottom >> 16);
+    } else {
+      *reinterpret_cast<uint32_t *>(&turned[at.x * PITCH + at.y]) = top;
+      *reinterpret_cast<uint32_t *>(&turned[(at.x + 8) * PITCH + at.y]) = bottom;
+    }
+  }
+  __syncthreads();
+  constexpr int CHUNKS = HEAD_DIM / 8;
+  for (int i = threadIdx.x; i < BLOCK_M * CHUNKS; i += ENDS_THREADS) {
+    const int row = i / CHUNKS, chunk = i % CHUNKS, q = m * BLOCK_M + row;
+    if (q < p.seqlen_q)
+      reinterpret_cast<uint4 *>(row_of<uint16_t>(p.dq, batch, head, q))[chunk] =
+          *reinterpret_cast<const uint4 *>(&turned[row * PITCH + 8 * chunk]);
+  }
+}
+
+#endif

@@ -1,0 +1,127 @@
+// Where everything of the sm90 backward lies: tiles, stages and barriers in shared memory, the warps'
+// roles and their registers. All of it follows from the problem and the knobs.
+#ifndef FAGEN_LAYOUT_BWD_SM90_H
+#define FAGEN_LAYOUT_BWD_SM90_H
+
+#include "device/barrier_sm90.h"
+#include "device/tma_sm90.h"
+#include "device/wgmma_sm90.h"
+
+// Head dims as the multiplies see them; TMA fills the columns past the tensor with zeros.
+constexpr int D = round_up(HEAD_DIM, 16), DV = round_up(HEAD_DIM_V, 16);
+constexpr int BLOCK_N = 64 * WARPGROUPS;
+constexpr bool SPLIT = ROLES == Roles::split, OWN_DQ = DQ == Dq::own;
+static_assert(!SPLIT || (OWN_DQ && WARPGROUPS == 1), "split roles: 64 keys, dQ in its own warpgroup");
+static_assert(BLOCK_M % 16 == 0, "16 queries are one step of the dK and dV multiplies");
+
+using QTile = Panels<BLOCK_M, D>;
+using DoTile = Panels<BLOCK_M, DV>;
+using KTile = Panels<BLOCK_N, D>;
+using VTile = Panels<BLOCK_N, DV>;
+using DsTile = Panels<BLOCK_M, BLOCK_N>;
+
+// Warpgroup 0 loads (and, without a dQ warpgroup, its spare warps send dQ off). Then the dQ
+// warpgroup if there is one, then the consumers.
+constexpr int CONSUMERS = SPLIT ? 2 : WARPGROUPS;
+constexpr int FIRST_CONSUMER = OWN_DQ ? 2 : 1;
+constexpr int THREADS = 128 * (FIRST_CONSUMER + CONSUMERS);
+
+// Registers per thread; the sum over warpgroups is what the launch allocates.
+// Waiting for turns takes the warps that send dQ a few more.
+constexpr bool THREE_GROUPS = THREADS == 384;
+constexpr int PRODUCER_REGISTERS = OWN_DQ ? 24 : THREE_GROUPS ? (DETERMINISTIC ? 40 : 24) : 32;
+constexpr int DQ_REGISTERS = 72;
+constexpr int CONSUMER_REGISTERS = THREE_GROUPS      ? (DETERMINISTIC ? 232 : 240)
+                                   : THREADS == 512 ? (OWN_DQ ? 208 : 160)
+                                                    : 128;
+
+// How dQ, BLOCK_M x D, is cut. A piece is one accumulator, 64 rows by DQ_COLUMNS; with lockstep and
+// delayed each consumer makes one, its own dQ warpgroup makes them all. Transposed pieces hold
+// 64 dims by queries, for block_m that is not a multiple of 64.
+enum class DqCut { rows, columns, dims, dims_and_rows };
+constexpr DqCut DQ_CUT = OWN_DQ || BLOCK_M == 64 * CONSUMERS              ? DqCut::rows
+                         : BLOCK_M == 64 && KTile::count % CONSUMERS == 0 ? DqCut::columns
+                         : D == 64 * CONSUMERS                            ? DqCut::dims
+                                                                          : DqCut::dims_and_rows;
+static_assert(!OWN_DQ || BLOCK_M % 64 == 0, "the dQ warpgroup multiplies 64 queries at a time");
+static_assert(DQ_CUT != DqCut::dims_and_rows || (D == 64 && BLOCK_M % (8 * CONSUMERS) == 0),
+              "dQ cannot be cut among the consumers");
+constexpr bool DQ_TRANSPOSED = DQ_CUT == DqCut::dims || DQ_CUT == DqCut::dims_and_rows;
+constexpr int DQ_PIECE_COLUMNS = OWN_DQ                    ? (DQ_COLUMNS < D ? DQ_COLUMNS : D)
+                                 : DQ_CUT == DqCut::rows    ? D
+                                 : DQ_CUT == DqCut::columns ? D / CONSUMERS
+                                 : DQ_CUT == DqCut::dims    ? BLOCK_M
+                                                            : BLOCK_M / CONSUMERS;
+constexpr int DQ_PIECE_BYTES = 64 * DQ_PIECE_COLUMNS * 4;
+constexpr int DQ_TILE_FLOATS = BLOCK_M * D;
+constexpr int DQ_BUFFERS = OWN_DQ ? STAGES_DQ : CONSUMERS;
+constexpr int DQ_SENDERS = OWN_DQ ? 1 : CONSUMERS;  // each keeps its own turn per query tile
+
+// --- shared memory, in bytes from its start -----------------------------------------------------
+constexpr int aligned(int bytes) { return round_up(bytes, 1024); }
+constexpr int Q_BYTES = aligned(QTile::bytes), DO_BYTES = aligned(DoTile::bytes);
+constexpr int ROW_BYTES = 4 * BLOCK_M;           // one float per query: log-sum-exp, delta
+constexpr int STAGES_P = SPLIT ? 2 : 0;          // P on its way to the warpgroup that makes dS
+constexpr int P_BYTES = 64 * BLOCK_M * 2;
+
+constexpr int AT_K = 0;
+constexpr int AT_V = AT_K + aligned(KTile::bytes);
+constexpr int AT_Q = AT_V + aligned(VTile::bytes);
+constexpr int AT_DO = AT_Q + STAGES_Q * Q_BYTES;
+constexpr int AT_DS = AT_DO + STAGES_DO * DO_BYTES;
+constexpr int AT_P = AT_DS + STAGES_DS * DsTile::bytes;
+constexpr int AT_DQ = AT_P + STAGES_P * P_BYTES;
+constexpr int AT_LSE = AT_DQ + DQ_BUFFERS * DQ_PIECE_BYTES;
+constexpr int AT_DELTA = AT_LSE + STAGES_Q * ROW_BYTES;
+
+constexpr int BARRIERS = AT_DELTA + STAGES_DO * ROW_BYTES;
+constexpr int Q_FULL = BARRIERS, Q_EMPTY = Q_FULL + 8 * STAGES_Q;
+constexpr int DO_FULL = Q_EMPTY + 8 * STAGES_Q, DO_EMPTY = DO_FULL + 8 * STAGES_DO;
+constexpr int DS_FULL = DO_EMPTY + 8 * STAGES_DO, DS_EMPTY = DS_FULL + 8 * STAGES_DS;
+constexpr int P_FULL = DS_EMPTY + 8 * STAGES_DS, P_EMPTY = P_FULL + 8 * STAGES_P;
+constexpr int K_FULL = P_EMPTY + 8 * STAGES_P, V_FULL = K_FULL + 8;
+constexpr int SHARED_BYTES = V_FULL + 8;
+
+// Named barriers; those with a warpgroup's number added are one per consumer.
+enum Named { EVERY_CONSUMER = 1, DQ_STAGED = 2, DQ_SENT = 5, OUTPUT = 8, DQ_GROUP = 11 };
+
+// One arrival per warp that reads (or, for dS and P, writes) a stage.
+FAGEN_DEVICE void init_barriers(uint32_t shared) {
+  constexpr int readers = 4 * CONSUMERS, writers = SPLIT ? 4 : 4 * CONSUMERS;
+  constexpr int dq_readers = OWN_DQ ? 4 : 4 * CONSUMERS;
+  for (int i = 0; i < STAGES_Q; i++) {
+    barrier_init(shared + Q_FULL + 8 * i, 1);
+    barrier_init(shared + Q_EMPTY + 8 * i, readers);
+  }
+  for (int i = 0; i < STAGES_DO; i++) {
+    barrier_init(shared + DO_FULL + 8 * i, 1);
+    barrier_init(shared + DO_EMPTY + 8 * i, readers);
+  }
+  for (int i = 0; i < STAGES_DS; i++) {
+    barrier_init(shared + DS_FULL + 8 * i, writers);
+    barrier_init(shared + DS_EMPTY + 8 * i, dq_readers);
+  }
+  for (int i = 0; i < STAGES_P; i++) {
+    barrier_init(shared + P_FULL + 8 * i, 4);
+    barrier_init(shared + P_EMPTY + 8 * i, 4);
+  }
+  barrier_init(shared + K_FULL, 1);
+  barrier_init(shared + V_FULL, 1);
+  barrier_init_fence();
+}
+
+// The c-th use of a ring of barriers: wait for it to fill, wait until it may be filled, hand on.
+template <int STAGES>
+FAGEN_DEVICE void wait_full(uint32_t barriers, int c) {
+  barrier_wait(barriers + 8 * (c % STAGES), c / STAGES & 1);
+}
+template <int STAGES>
+FAGEN_DEVICE void wait_empty(uint32_t barriers, int c) {
+  barrier_wait(barriers + 8 * (c % STAGES), (c / STAGES & 1) ^ 1);
+}
+template <int STAGES>
+FAGEN_DEVICE void arrive_by_warp(uint32_t barriers, int c) {
+  if (threadIdx.x % 32 == 0) barrier_arrive(barriers + 8 * (c % STAGES));
+}
+
+#endif

@@ -1,0 +1,133 @@
+// Consumers by task, for head dims whose dK and dV do not fit in the registers of one warpgroup.
+// Both have the same 64 keys. The value side computes P and dV, the key side dS and dK; P passes
+// from one to the other in the order of the threads, which is the same on both sides.
+#ifndef FAGEN_SPLIT_BWD_SM90_H
+#define FAGEN_SPLIT_BWD_SM90_H
+
+#include "device/rows_bwd_sm90.h"
+
+FAGEN_DEVICE uint32_t p_stage(uint32_t shared, int c) {
+  return shared + AT_P + c % STAGES_P * P_BYTES + 16 * (threadIdx.x % 128);
+}
+
+FAGEN_DEVICE void pass_p(uint32_t shared, const Packed &p16, int c) {
+  wait_empty<STAGES_P>(shared + P_EMPTY, c);
+#pragma unroll
+  for (int i = 0; i < BLOCK_M / 16; i++)
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(p_stage(shared, c) + 2048 * i),
+                 "r"(p16[4 * i]), "r"(p16[4 * i + 1]), "r"(p16[4 * i + 2]), "r"(p16[4 * i + 3])
+                 : "memory");
+  __syncwarp();
+  arrive_by_warp<STAGES_P>(shared + P_FULL, c);
+}
+
+FAGEN_DEVICE void receive_p(uint32_t shared, Packed &p16, int c) {
+  wait_full<STAGES_P>(shared + P_FULL, c);
+#pragma unroll
+  for (int i = 0; i < BLOCK_M / 16; i++)
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(p16[4 * i]), "=r"(p16[4 * i + 1]), "=r"(p16[4 * i + 2]),
+                   "=r"(p16[4 * i + 3])
+                 : "r"(p_stage(shared, c) + 2048 * i)
+                 : "memory");
+  __syncwarp();
+  arrive_by_warp<STAGES_P>(shared + P_EMPTY, c);
+}
+
+// A finished result takes the place of the operand it had in shared memory.
+template <class T, int N>
+FAGEN_DEVICE void output(const fagen_params &p, uint32_t rows, const float (&d)[N / 2], float scale,
+                         const TensorMap *map, int w) {
+  stage_output<T, N>(rows, d, scale);
+  fence_async_shared();
+  named_sync(OUTPUT + w, 128);
+  if (threadIdx.x % 128 == 0) {
+    const KeyBlock block = key_block(p);
+    send_output<T>(map, rows, block.n * BLOCK_N, block);
+    bulk_commit();
+    bulk_wait_read<0>();
+  }
+}
+
+FAGEN_DEVICE void value_side(const Consumer &consumer, const TensorMap *dv_map) {
+  const uint32_t shared = consumer.shared;
+  float dv[DV / 2];
+#pragma unroll
+  for (int i = 0; i < DV / 2; i++) dv[i] = 0.f;
+  barrier_wait(shared + K_FULL, 0);
+  Walk walk(consumer.p);
+#pragma unroll 1
+  for (; walk.more(); walk.advance()) {
+    const int c = walk.c;
+    Packed p16;
+    {
+      Scores s;
+      consumer.issue_scores(s, c);
+      wgmma_wait<0>();
+      pin(s);
+      consumer.make_probabilities(s, walk);
+      consumer.release_q(c);
+      pack_all(p16, s);
+      pin(p16);
+    }
+    pass_p(shared, p16, c);
+    wait_full<STAGES_DO>(shared + DO_FULL, c);
+    multiply_rows<DV, DoTile>(dv, p16, consumer.dout(c));
+    wgmma_wait<0>();
+    pin(dv);
+    pin(p16);
+    consumer.release_do(c);
+  }
+  barrier_wait(shared + V_FULL, 0);
+  // The key side reads V until its last dP is done; then it lets go of that step's dO.
+  if (walk.c > 0)
+    barrier_wait(shared + DO_EMPTY + 8 * ((walk.c - 1) % STAGES_DO), (walk.c - 1) / STAGES_DO & 1);
+  output<VTile, DV>(consumer.p, shared + AT_V, dv, 1.f, dv_map, 0);
+}
+
+FAGEN_DEVICE void key_side(const Consumer &consumer, const TensorMap *dk_map) {
+  const uint32_t shared = consumer.shared;
+  float dk[D / 2];
+#pragma unroll
+  for (int i = 0; i < D / 2; i++) dk[i] = 0.f;
+  barrier_wait(shared + V_FULL, 0);
+  Walk walk(consumer.p);
+#pragma unroll 1
+  for (; walk.more(); walk.advance()) {
+    const int c = walk.c;
+    Packed ds16;
+    {
+      Scores dp;
+      Packed p16;
+      consumer.issue_dp(dp, c);
+      receive_p(shared, p16, c);
+      wgmma_wait<0>();
+      pin(dp);
+      score_gradients(ds16, p16, dp, consumer.delta(c));
+      consumer.release_do(c);
+    }
+    consumer.publish_ds(ds16, c);
+    wait_full<STAGES_Q>(shared + Q_FULL, c);
+    consumer.issue_dk(dk, ds16, c);
+    wgmma_wait<0>();
+    pin(dk);
+    pin(ds16);
+    consumer.release_q(c);
+  }
+  barrier_wait(shared + K_FULL, 0);
+  // The last dQ, and before it the last scores, read K.
+  if (walk.c > 0)
+    barrier_wait(shared + DS_EMPTY + 8 * ((walk.c - 1) % STAGES_DS), (walk.c - 1) / STAGES_DS & 1);
+  output<KTile, D>(consumer.p, shared + AT_K, dk, consumer.p.scale, dk_map, 1);
+}
+
+FAGEN_DEVICE void consume_split(const fagen_params &p, uint32_t shared, int side,
+                                const TensorMap *dk_map, const TensorMap *dv_map) {
+  const Consumer consumer{p, shared, 0, p.scale * LOG2E};
+  if (side == 0)
+    value_side(consumer, dv_map);
+  else
+    key_side(consumer, dk_map);
+}
+
+#endif

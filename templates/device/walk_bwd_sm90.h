@@ -1,0 +1,78 @@
+// Which keys a CTA owns, which query tiles it visits, and the order of both.
+#ifndef FAGEN_WALK_BWD_SM90_H
+#define FAGEN_WALK_BWD_SM90_H
+
+#include "device/layout_bwd_sm90.h"
+
+// The keys BLOCK_N * n .. of one key/value head.
+struct KeyBlock {
+  int n, kv_head, batch;
+};
+
+// Query tiles begin..end-1 touch the keys; those in full_begin..full_end-1 need no mask.
+struct Span {
+  int begin, end, full_begin, full_end;
+  FAGEN_DEVICE bool masked(int m) const { return m < full_begin || m >= full_end; }
+};
+
+FAGEN_DEVICE int tiles_of(int rows, int size) { return (rows + size - 1) / size; }
+FAGEN_DEVICE int query_tiles(const fagen_params &p) { return tiles_of(p.seqlen_q, BLOCK_M); }
+FAGEN_DEVICE int group_size(const fagen_params &p) { return p.heads / p.kv_heads; }
+
+// Heads whose queries and dQ fit in the L2 cache together are one section. Inside it the heads
+// alternate, so that the first key blocks of all of them, the longest under a causal mask, start
+// first. One head per section keeps the fewest bytes in use.
+FAGEN_DEVICE int heads_per_section(const fagen_params &p) {
+  if (ORDER == Order::by_head) return 1;
+  constexpr float SECTION_BYTES = 40e6f;
+  const float head = static_cast<float>(group_size(p)) * p.seqlen_q * (2 * (D + DV) + 4 * D);
+  return max_of(1, min_of(p.batch * p.kv_heads, static_cast<int>(SECTION_BYTES / head)));
+}
+
+// Read anew wherever it is needed: cheaper than registers held through the main loop.
+FAGEN_DEVICE KeyBlock key_block(const fagen_params &p) {
+  int tile;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(tile));
+  const int blocks = tiles_of(p.seqlen_kv, BLOCK_N), heads = p.batch * p.kv_heads;
+  const int wide = heads_per_section(p), section = tile / (wide * blocks);
+  const int inside = tile - section * wide * blocks, width = min_of(wide, heads - section * wide);
+  const int head = section * wide + inside % width;
+  return {uniform(inside / width), uniform(head % p.kv_heads), uniform(head / p.kv_heads)};
+}
+
+FAGEN_DEVICE Span query_span(const fagen_params &p, int n) {
+  const Pattern pattern(Lengths{p.seqlen_q, p.seqlen_kv});
+  const int k0 = n * BLOCK_N, k1 = min_of(k0 + BLOCK_N, p.seqlen_kv);
+  const Range some = pattern.queries(k0, k1), all = pattern.full_queries(k0, k1);
+  Span span;
+  span.begin = some.begin / BLOCK_M;
+  span.end = some.begin < some.end ? tiles_of(some.end, BLOCK_M) : span.begin;
+  span.full_begin = tiles_of(all.begin, BLOCK_M);
+  span.full_end = all.end >= p.seqlen_q ? span.end : all.end / BLOCK_M;
+  if (k1 < k0 + BLOCK_N) span.full_begin = span.end;  // keys past the end need the mask everywhere
+  return span;
+}
+
+// The place of a query tile in scratch memory: (batch, head, query tile).
+FAGEN_DEVICE int tile_index(const fagen_params &p, int batch, int head, int m) {
+  return (batch * p.heads + head) * query_tiles(p) + m;
+}
+
+// A consumer's position: step c is query tile m, the same tiles again for each head of the group.
+struct Walk {
+  int n;
+  Span span;
+  int steps, c = 0, m;
+  FAGEN_DEVICE explicit Walk(const fagen_params &p)
+      : n(key_block(p).n),
+        span(query_span(p, n)),
+        steps((span.end - span.begin) * group_size(p)),
+        m(span.begin) {}
+  FAGEN_DEVICE bool more() const { return c < steps; }
+  FAGEN_DEVICE void advance() {
+    c++;
+    if (++m == span.end) m = span.begin;
+  }
+};
+
+#endif

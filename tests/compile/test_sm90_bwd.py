@@ -1,0 +1,96 @@
+"""The sm90 backward compiles cleanly, and its launch plan agrees with its source."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import pytest
+
+from fagen import compilers, paths
+from fagen.build import Builder, Cache
+from fagen.errors import SetupError
+from fagen.families.base import Family, Space
+from fagen.families.sm90_bwd import BWD
+from fagen.model import Candidate, Problem, Target, Workload
+from fagen.render import Renderer
+
+H200 = Target.known("h200")
+FAMILY = Family(
+    "sm90", "the backward alone", "nvcc", {"bwd": BWD}, lambda t: True, lambda t: "sm_90a"
+)
+
+# Every head dim with its own tiling, each pattern and dtype, in pairs that cover all.
+SAMPLE = [
+    "bwd-bf16-d64-dense", "bwd-fp16-d64-causal", "bwd-bf16-d64-window128x64",
+    "bwd-bf16-d128-dense", "bwd-fp16-d128-window1024", "bwd-bf16-d128-causal",
+    "bwd-fp16-d80-dense", "bwd-bf16-d80-causal", "bwd-bf16-d96-dense", "bwd-fp16-d96-causal",
+    "bwd-fp16-d192-causal", "bwd-bf16-d192x128-window256", "bwd-bf16-d256-dense",
+    "bwd-fp16-d256-causal", "bwd-bf16-d40-causal-topleft", "bwd-bf16-d64x128-causal",
+    "bwd-bf16-d64-causal+deterministic", "bwd-bf16-d128-dense+deterministic",
+    "bwd-bf16-d256-causal+deterministic",
+]
+
+
+def _default(slug: str) -> Candidate:
+    return FAMILY.default(Problem.parse(slug), H200)
+
+
+@pytest.fixture(scope="module")
+def builder(tmp_path_factory: pytest.TempPathFactory) -> Builder:
+    try:
+        compilers.nvcc()
+    except SetupError as missing:
+        pytest.skip(missing.message)
+    return Builder(Cache(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.mark.parametrize("slug", SAMPLE)
+def test_default_compiles_without_spills_or_advice(builder: Builder, slug: str) -> None:
+    candidate = _default(slug)
+    binary = builder.build(candidate, Renderer(paths.templates()).render(candidate))
+    assert binary.spill_bytes == 0
+    assert binary.advice == ()
+
+
+def test_source_rejects_a_plan_that_allocates_otherwise(builder: Builder) -> None:
+    candidate = _default("bwd-bf16-d64-dense")
+    source = Renderer(paths.templates()).render(candidate)
+    planned = f"SHARED_BYTES == {candidate.config.shared_bytes(candidate.problem)}"
+    assert planned in source.text
+    text = source.text.replace(planned, "SHARED_BYTES == 1024")
+    wrong = replace(source, text=text, digest=hashlib.sha256(text.encode()).hexdigest())
+    with pytest.raises(Exception, match="the launch plan allocates otherwise"):
+        builder.build(candidate, wrong)
+
+
+@pytest.mark.parametrize("dim", range(16, 257, 8))
+@pytest.mark.parametrize("pattern", ["dense", "causal", "window512"])
+def test_every_head_dim_has_a_legal_default(dim: int, pattern: str) -> None:
+    candidate = _default(f"bwd-bf16-d{dim}-{pattern}")
+    assert [rule.says for rule in FAMILY.broken_rules(candidate)] == []
+
+
+@pytest.mark.parametrize("dims", ["d192x128", "d64x256", "d256x64", "d72x40", "d128x64", "d160x96"])
+def test_unequal_head_dims_have_a_legal_default(dims: str) -> None:
+    candidate = _default(f"bwd-fp16-{dims}-causal")
+    assert [rule.says for rule in FAMILY.broken_rules(candidate)] == []
+
+
+def test_every_rule_removes_something() -> None:
+    never = {rule.says for rule in BWD.rules}
+    for slug in ("bwd-bf16-d128-dense", "bwd-fp32-d8-dense", "bwd-bf16-d256-causal"):
+        _, removed = Space(Problem.parse(slug), H200, FAMILY).census()
+        never -= {rule for rule, n in removed.items() if n}
+    assert never == set()
+
+
+def test_plan_follows_the_workload() -> None:
+    candidate = _default("bwd-bf16-d64-dense")
+    plan = BWD.plan(candidate)
+    w = Workload(batch=2, heads=4, kv_heads=2, seqlen_q=130, seqlen_kv=129)
+    assert [step.symbol for step in plan.steps] == ["bwd_pre", "bwd_main", "bwd_post"]
+    assert [factor.value(w) for factor in plan.steps[0].grid] == [2, 4, 2]
+    assert plan.steps[1].grid[0].value(w) == 2 * 2 * 2  # key blocks of 128, heads, batch
+    rows = 2 * 4 * 256  # padded to tiles of 128
+    assert [region.bytes.value(w) for region in plan.regions] == [8 * rows, 4 * 64 * rows]
