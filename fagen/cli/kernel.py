@@ -156,7 +156,7 @@ def verify(
     sizes = opt.workload(workload, batch, heads, kv_heads, seqlen, seqlen_kv)
     with session.pool(device) as pool:
         outcome = pool.verify(chosen, None if sizes is None else [sizes])
-    where = {} if sizes is None else {"workload": sizes}
+    where: dict[str, object] = {} if sizes is None else {"workload": sizes}
     _print_outcome(chosen, where, outcome, as_json)
 
 

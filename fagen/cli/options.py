@@ -44,6 +44,7 @@ Set = Annotated[
     typer.Option("--set", metavar="KNOB=VALUE", help="Change a knob of the default. Repeatable."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress on stderr.")]
 AllowSpills = Annotated[
     bool, typer.Option("--allow-spills", help="Accept kernels that spill registers.")
 ]

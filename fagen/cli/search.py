@@ -49,7 +49,6 @@ Fresh = Annotated[
 Jobs = Annotated[
     int | None, typer.Option("--jobs", metavar="N", help="Builds at a time. Default: all cores.")
 ]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress on stderr.")]
 
 
 def tune(
@@ -77,7 +76,7 @@ def tune(
         Path | None,
         typer.Option("--tuned", metavar="DIR", help="Where entries go. Default: the data folder."),
     ] = None,
-    quiet: Quiet = False,
+    quiet: opt.Quiet = False,
     as_json: opt.Json = False,
 ) -> None:
     """Search for the fastest verified kernel and store it.
@@ -181,7 +180,7 @@ def bench(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw it (.png or .svg).")
     ] = None,
-    quiet: Quiet = False,
+    quiet: opt.Quiet = False,
     as_json: opt.Json = False,
 ) -> None:
     """Time a suite of shapes: an emitted package against torch and other libraries, in turns."""

@@ -16,10 +16,10 @@ PACKAGE = Path(__file__).parents[2] / "fagen"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
-    ("doctor", "progress", "plots", "spec", "ceiling"),
+    ("doctor", "progress", "plots", "spec", "ceiling", "explain"),
     ("bench", "benchrun", "contenders", "suites"),
-    ("search", "exploration", "explorer", "finale", "learned", "trial", "winner", "budget",
-     "journal", "tunable", "emit"),
+    ("search", "exploration", "explorer", "surrogate", "finale", "learned", "trial", "winner",
+     "budget", "journal", "tunable", "emit"),
     ("pool", "builds", "child", "lock"),
     ("worker", "workbench", "verify", "timing", "call", "inputs", "cases", "reference", "library"),
     ("link", "kerneltable"),
@@ -40,7 +40,7 @@ HOMES: dict[str, set[str]] = {
     "optuna": {"journal"},
     "yaml": {"yamlfile"},
     "platformdirs": {"paths"},
-    "numpy": {"patterns"},
+    "numpy": {"patterns", "surrogate"},
     "pycuda": {"compilers", "timing"},
     "matplotlib": {"plots"},
     "torch": {"worker", "workbench", "verify", "timing", "call", "inputs", "reference",
@@ -61,6 +61,8 @@ def imports(node: ast.AST) -> Iterator[str]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import):
             yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom) and child.level:
+            continue  # within the package that is copied into every emitted library
         elif isinstance(child, ast.ImportFrom):
             yield from (f"{child.module}.{alias.name}" for alias in child.names)
         elif isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":

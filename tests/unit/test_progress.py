@@ -1,0 +1,64 @@
+"""Progress goes to stderr: bars on a terminal, plain lines elsewhere, nothing when quiet."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from fagen.families import family_named
+from fagen.model import Problem, Target
+from fagen.progress import Reporter
+from fagen.search import Event
+
+PROBLEM = Problem.parse("fwd-fp32-d64-causal")
+BEST = family_named("cpu").default(PROBLEM, Target.known("x86-64-v3"))
+
+
+def event(kind: str, done: int, best_us: float = 0.0, **more: object) -> Event:
+    return Event(kind, PROBLEM, done, 40, 1.5, best=BEST, best_us=best_us, **more)  # type: ignore[arg-type]
+
+
+def shown(*events: Event, quiet: bool = False, terminal: bool = False) -> str:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=terminal, width=200, _environ={"TERM": "xterm"})
+    with Reporter(quiet, console) as reporter:
+        for one in events:
+            reporter(one)
+    return text.getvalue()
+
+
+STORY = (event("start", 0), event("trial", 1, 90.0), event("trial", 2, 90.0),
+         event("trial", 3, 80.0, failures=1), event("done", 3, 80.0, failures=1))
+
+
+def test_piped_output_is_plain_lines() -> None:
+    lines = shown(*STORY).splitlines()
+    assert lines[0] == "fwd-fp32-d64-causal: at most 40 configs"
+    assert "trial 1/40  best 90.0 us cpu(q_vectors=2" in lines[1]
+    assert "trial 3/40  best 80.0 us" in lines[2]  # the second trial brought nothing new
+    assert lines[3].strip().startswith("1.5 s  done 3/40")
+    assert lines[3].endswith(", 1 failed")
+    assert "\x1b" not in "".join(lines)
+
+
+def test_a_terminal_gets_a_bar() -> None:
+    text = shown(*STORY, terminal=True)
+    assert "3/40" in text
+    assert "\x1b[" in text
+
+
+def test_quiet_is_silent() -> None:
+    assert shown(*STORY, quiet=True) == ""
+    assert shown(*STORY, quiet=True, terminal=True).strip("\x1b[?25lh\n") == ""
+
+
+def test_what_was_known_before_is_said() -> None:
+    text = shown(event("start", 7, resumed=7, exhaustive=True))
+    assert text == "fwd-fp32-d64-causal: every legal config, 7 known from an earlier run\n"
+
+
+def test_no_color_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert Reporter().console.no_color
