@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from fagen.families.base import (
     Family,
@@ -14,9 +16,15 @@ from fagen.families.base import (
     product,
     symbol,
 )
+from fagen.families.sm80_bwd import BACKWARD_RULES, Backward
+from fagen.families.sm80_bwd import bytes_moved as backward_bytes
+from fagen.families.sm80_bwd import plan as backward_plan
+from fagen.families.sm80_bwd import preferred as preferred_backward
+from fagen.families.sm80_bwd import shared_bytes as backward_shared_bytes
+from fagen.families.sm80_limits import fits_registers, fits_shared, padded
 from fagen.model import Candidate, Problem, Target, Workload
 
-REGISTERS_PER_THREAD, REGISTERS_PER_SM = 255, 65536
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -28,11 +36,6 @@ class Forward:
     q_in_registers: bool = knob(False, True, default=False, says="read Q's operands once")
     min_ctas: int = knob(1, 2, 3, 4, default=1, says="CTAs per SM that registers must allow")
     heads_first: bool = knob(False, True, default=False, says="launch every head's last rows first")
-
-
-def padded(dim: int) -> int:
-    """A head dimension as computed: the 16 of one mma step is the only padding."""
-    return -(-dim // 16) * 16
 
 
 def forward_shared_bytes(c: Candidate) -> int:
@@ -48,18 +51,6 @@ def forward_registers(c: Candidate) -> int:
     rows = k.block_m // k.warps  # of one warp
     q = rows * d // 64 if k.q_in_registers else 0
     return int(rows * (dv + k.block_n) // 32 + q + 4 * (rows // 16) + 36)
-
-
-def fits_registers(registers: int, threads: int, min_ctas: int) -> bool:
-    per_thread = REGISTERS_PER_SM // (threads * min_ctas) // 8 * 8
-    return registers <= min(REGISTERS_PER_THREAD, per_thread)
-
-
-def fits_shared(shared: int, min_ctas: int, target: Target) -> bool:
-    """Each CTA takes 1 KB more, and the SM holds 1 KB more than one CTA may ask for."""
-    return shared <= target.shared_bytes and (
-        min_ctas * (shared + 1024) <= target.shared_bytes + 1024
-    )
 
 
 def _forward_plan(c: Candidate) -> Plan:
@@ -82,19 +73,30 @@ FORWARD_RULES = (
 )
 
 
-def _forward_default(problem: Problem, target: Target) -> Forward:
-    """The largest tiles that are legal: wide heads need their registers for the output."""
+def preferred_forward(problem: Problem) -> tuple[Forward, ...]:
+    """The largest tiles first: wide heads need their registers for the output."""
     width = max(padded(problem.head_dim), padded(problem.head_dim_v))
     if width <= 64:
-        tiles = ((128, 128, 4), (128, 64, 4))
+        tiles = [(128, 96, 4), (128, 64, 4)]
     elif width <= 128:
-        tiles = ((128, 64, 4), (128, 48, 4), (128, 32, 4))
+        tiles = [(128, 64, 4), (128, 48, 4), (128, 32, 4)]
     else:
-        tiles = ((128, 64, 8), (64, 64, 4), (64, 48, 4), (64, 32, 4), (64, 16, 4))
-    configs = [Forward(m, n, warps) for m, n, warps in tiles]
+        tiles = [(128, 64, 8), (64, 64, 4), (64, 48, 4), (64, 32, 4), (64, 16, 4)]
+    return tuple(Forward(m, n, warps) for m, n, warps in tiles)
+
+
+def _forward_default(problem: Problem, target: Target) -> Forward:
+    return _first_legal(problem, target, preferred_forward(problem))
+
+
+def _backward_default(problem: Problem, target: Target) -> Backward:
+    return _first_legal(problem, target, preferred_backward(problem))
+
+
+def _first_legal(problem: Problem, target: Target, configs: Sequence[Config]) -> Config:
+    """The last one stands even if it breaks a rule: then no default is legal on this target."""
     for config in configs:
-        candidate = Candidate(problem, target, SM80, config)
-        if not SM80.broken_rules(candidate):
+        if not SM80.broken_rules(Candidate(problem, target, SM80, config)):
             return config
     return configs[-1]
 
@@ -123,7 +125,9 @@ SM80 = Family(
     toolchain="nvcc",
     kernels={
         "fwd": Kernel("fwd_sm80.cu.j2", Forward, FORWARD_RULES, _forward_plan, _forward_default,
-                      _forward_bytes),
+                      _forward_bytes, forward_shared_bytes),
+        "bwd": Kernel("bwd_sm80.cu.j2", Backward, BACKWARD_RULES, backward_plan,
+                      _backward_default, backward_bytes, backward_shared_bytes),
     },
     runs_on=runs_on,
     arch=arch,

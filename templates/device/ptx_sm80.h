@@ -108,14 +108,32 @@ __device__ __forceinline__ void keep_out_of_loops(uint32_t &value) {
   asm volatile("" : "+r"(value));
 }
 
-// fp32 sums in global memory; `at` is aligned to 16 bytes.
-__device__ __forceinline__ void add_global(float *at, float value) {
-  asm volatile("red.global.add.f32 [%0], %1;" ::"l"(at), "f"(value) : "memory");
+__device__ __forceinline__ float2 load_shared_float2(uint32_t from) {
+  float2 v;
+  asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(from));
+  return v;
 }
+
+// fp32 accumulators in global memory, in the order that lets a whole warp add to adjacent words:
+// each 16x8 tile is 128 floats, four per lane from compute capability 9.0 on, else lane by lane.
 #if __CUDA_ARCH__ >= 900
-__device__ __forceinline__ void add_global_4(float *at, const float (&v)[4]) {
-  asm volatile("red.global.add.v4.f32 [%0], {%1,%2,%3,%4};" ::"l"(at), "f"(v[0]), "f"(v[1]),
-               "f"(v[2]), "f"(v[3])
+__device__ __forceinline__ void add_tile(float *tile, const float (&c)[4], int lane) {
+  asm volatile("red.global.add.v4.f32 [%0], {%1,%2,%3,%4};" ::"l"(tile + 4 * lane), "f"(c[0]),
+               "f"(c[1]), "f"(c[2]), "f"(c[3])
                : "memory");
+}
+__device__ __forceinline__ void load_tile(float (&c)[4], const float *tile, int lane) {
+  const float4 v = reinterpret_cast<const float4 *>(tile)[lane];
+  c[0] = v.x, c[1] = v.y, c[2] = v.z, c[3] = v.w;
+}
+#else
+__device__ __forceinline__ void add_tile(float *tile, const float (&c)[4], int lane) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    asm volatile("red.global.add.f32 [%0], %1;" ::"l"(tile + 32 * i + lane), "f"(c[i]) : "memory");
+}
+__device__ __forceinline__ void load_tile(float (&c)[4], const float *tile, int lane) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) c[i] = tile[32 * i + lane];
 }
 #endif

@@ -19,6 +19,13 @@ struct Layout {
   }
 };
 
+// WAYS warps share TOTAL items, ceil_div(TOTAL, WAYS) each: how many are left for the one that starts
+// at `first`. Constant when they come out even.
+template <int TOTAL, int WAYS>
+__device__ __forceinline__ int left_of(int first) {
+  return TOTAL % WAYS == 0 ? TOTAL / WAYS : TOTAL - first;
+}
+
 // One lane's place in ldmatrix reads. Rows then move in steps of 8, which leaves the key alone;
 // chunks move by even constants below SPAN, from a first chunk that is a multiple of SPAN.
 template <int DIM, int SPAN = Layout<DIM>::chunks>
@@ -99,16 +106,17 @@ struct TileCopy {
   }
 };
 
-// Accumulators of 16 rows by 8 TILES columns to a tile, at (row, chunk), times `scale`.
+// Accumulators of 16 rows by 8 TILES columns (the first `limit` of them) to a tile, at (row, chunk),
+// times `scale`.
 template <int DIM, int TILES>
 __device__ __forceinline__ void put_accumulators(uint32_t tile, int row, int chunk,
                                                  const float (&c)[TILES][4], float scale,
-                                                 int lane) {
+                                                 int lane, int limit = TILES) {
 #pragma unroll
   for (int j = 0; j < TILES; ++j)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      if (chunk + j >= Layout<DIM>::chunks) continue;
+      if (j >= limit) break;
       const uint32_t to = tile + Layout<DIM>::offset(row + lane / 4 + 8 * half, chunk + j);
       store_shared(to + lane % 4 * 4, pack(c[j][2 * half] * scale, c[j][2 * half + 1] * scale));
     }

@@ -46,8 +46,8 @@ class Emulator:
         for i, region in enumerate(work):
             params.work[i] = region.data_ptr()
         launches = "".join(
-            f"  launch({step.symbol}, *p, {{{', '.join(str(g.value(workload)) for g in step.grid)}}},"
-            f" {step.block}, {step.shared_bytes});\n" for step in plan.steps)
+            f"  launch({step.symbol}, *p, {{{', '.join(str(g.value(workload)) for g in step.grid)}}}"
+            f", {step.block}, {step.shared_bytes});\n" for step in plan.steps)
         text = (self.renderer.render(candidate).text
                 + f'\nextern "C" void run(const fagen_params *p) {{\n{launches}}}\n')
         source = self.scratch / f"{symbol(candidate)}-{workload}.cpp"
@@ -159,4 +159,27 @@ FORWARD: tuple[tuple[str, str, dict[str, Any]], ...] = (
 @pytest.mark.parametrize(("slug", "sizes", "knobs"), FORWARD, ids=[row[0] for row in FORWARD])
 def test_forward(emulator: Emulator, slug: str, sizes: str, knobs: dict[str, Any],
                  packed: bool) -> None:
+    check(emulator, slug, sizes, packed=packed, **knobs)
+
+
+BACKWARD: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("bwd-bf16-d64-causal", "b1-h2x1-s77x131", {}),
+    ("bwd-fp16-d32-causal", "b1-h2-s70x40",
+     {"block_m": 32, "block_n": 64, "warps": 4, "kv_warps": 4, "dq_warps": 2}),
+    ("bwd-bf16-d80x48-window20x5", "b2-h2x1-s90x100",
+     {"block_m": 32, "block_n": 64, "warps": 4, "kv_warps": 2, "dq_warps": 1, "stages": 1}),
+    ("bwd-fp16-d24x72-causal-topleft", "b1-h2-s40x60",
+     {"block_m": 32, "block_n": 32, "warps": 4, "kv_warps": 2, "dq_warps": 2, "stages": 2}),
+    ("bwd-bf16-d128", "b1-h1-s65x70", {"block_n": 64, "stages": 1}),
+    ("bwd-bf16-d256-causal", "b1-h1-s40x66", {"block_m": 32, "block_n": 64, "kv_warps": 4}),
+    ("bwd-bf16-d40-causal+deterministic", "b1-h2x1-s77x50", {"block_m": 32, "dq_warps": 2}),
+    ("bwd-fp16-d16x136-window9+deterministic", "b1-h2x1-s60x90",
+     {"block_m": 64, "block_n": 64, "warps": 4, "kv_warps": 4, "dq_warps": 1, "stages": 1}),
+)
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["bhsd", "bshd"])
+@pytest.mark.parametrize(("slug", "sizes", "knobs"), BACKWARD, ids=[row[0] for row in BACKWARD])
+def test_backward(emulator: Emulator, slug: str, sizes: str, knobs: dict[str, Any],
+                  packed: bool) -> None:
     check(emulator, slug, sizes, packed=packed, **knobs)

@@ -199,7 +199,12 @@ inline float2 load_shared_float2(uint32_t from) {
   return value;
 }
 inline void keep_out_of_loops(uint32_t &) {}
-inline void add_global(float *at, float value) { *at += value; }
+inline void add_tile(float *tile, const float (&c)[4], int lane) {
+  for (int i = 0; i < 4; ++i) tile[4 * lane + i] += c[i];
+}
+inline void load_tile(float (&c)[4], const float *tile, int lane) {
+  memcpy(c, tile + 4 * lane, sizeof c);
+}
 
 // --- launches -------------------------------------------------------------------------------------
 

@@ -1,0 +1,120 @@
+"""The sm80 backward: knobs, rules, and the launch plan of its three kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fagen.families.base import Plan, Region, Rule, Step, knob, product, symbol
+from fagen.families.sm80_limits import fits_registers, fits_shared, padded
+from fagen.model import Candidate, Problem, Workload
+
+STATS_THREADS = 128
+
+
+@dataclass(frozen=True)
+class Backward:
+    block_m: int = knob(16, 32, 64, 96, 128, default=64, says="query rows per step")
+    block_n: int = knob(16, 32, 64, 96, 128, 192, 256, default=128, says="keys of one CTA")
+    warps: int = knob(2, 4, 8, default=8, says="warps of one CTA")
+    kv_warps: int = knob(1, 2, 4, 8, default=4,
+                         says="ways to split the keys; warps that share keys split rows and columns")
+    dq_warps: int = knob(1, 2, 4, 8, default=2, says="ways to split dQ by rows")
+    stages: int = knob(1, 2, default=2, says="Q and dO tiles in shared memory")
+    min_ctas: int = knob(1, 2, 3, default=1, says="CTAs per SM that registers must allow")
+
+
+def _sharing(c: Candidate) -> int:
+    """Warps that hold the same keys."""
+    return int(c.config.warps // c.config.kv_warps) or 1
+
+
+def _deterministic(c: Candidate) -> bool:
+    return "deterministic" in c.problem.features
+
+
+def shared_bytes(c: Candidate) -> int:
+    """K and V; per stage Q, dO, LSE and delta; dS, and P where warps share keys."""
+    k = c.config
+    width = padded(c.problem.head_dim) + padded(c.problem.head_dim_v)
+    stage = 2 * k.block_m * width + 8 * k.block_m
+    exchanged = 1 + (_sharing(c) > 1)
+    return int(2 * k.block_n * width + k.stages * stage + exchanged * 2 * k.block_m * k.block_n)
+
+
+def dq_shared_bytes(c: Candidate) -> int:
+    """The deterministic pass: Q, dO and one block of keys and values."""
+    d, dv = padded(c.problem.head_dim), padded(c.problem.head_dim_v)
+    keys = 32 if max(c.problem.head_dim, c.problem.head_dim_v) > 128 else 64
+    return int(2 * (c.config.block_m + keys) * (d + dv))
+
+
+def registers(c: Candidate) -> int:
+    """dK, dV and the widest phase of a step, per thread, and room for addresses."""
+    d, dv, k = padded(c.problem.head_dim), padded(c.problem.head_dim_v), c.config
+    keys, sharing = k.block_n // k.kv_warps, _sharing(c)
+    widths = sum(-(-n // 16 // sharing) * 16 for n in (d, dv))
+    scores = 2 * keys * k.block_m // sharing // 32
+    dq = -(-d // 16 // max(1, k.warps // k.dq_warps)) * 16 * k.block_m // k.dq_warps // 32
+    return int(keys * widths // 32 + max(scores, dq) + 4 * (keys // 16) + 36)
+
+
+BACKWARD_RULES = (
+    Rule("kv_warps and dq_warps divide warps",
+         lambda c: c.config.warps % c.config.kv_warps == 0 == c.config.warps % c.config.dq_warps),
+    Rule("each warp owns whole blocks of 16 keys: block_n is a multiple of 16 kv_warps",
+         lambda c: c.config.block_n % (16 * c.config.kv_warps) == 0),
+    Rule("warps that share keys own whole blocks of 16 rows: block_m is a multiple of "
+         "16 warps / kv_warps",
+         lambda c: c.config.block_m % (16 * _sharing(c)) == 0),
+    Rule("dQ's rows split into whole blocks of 16: block_m is a multiple of 16 dq_warps",
+         lambda c: c.config.block_m % (16 * c.config.dq_warps) == 0),
+    Rule("one pass of the threads copies the rows' statistics: block_m is at most 64 warps",
+         lambda c: c.config.block_m <= 64 * c.config.warps),
+    Rule("the tiles fit the target's shared memory, min_ctas times per SM",
+         lambda c: fits_shared(shared_bytes(c), c.config.min_ctas, c.target)
+         and (not _deterministic(c) or fits_shared(dq_shared_bytes(c), 1, c.target))),
+    Rule("the accumulators and operands fit the registers of a thread",
+         lambda c: fits_registers(registers(c), 32 * c.config.warps, c.config.min_ctas)),
+)
+
+
+def plan(c: Candidate) -> Plan:
+    k, name = c.config, symbol(c)
+    rows = (product(q_tiles=k.block_m), product(heads=1), product(batch=1))
+    keys = (product(kv_tiles=k.block_n), product(kv_heads=1), product(batch=1))
+    stats = Region(product(q_padded=k.block_m, heads=1, batch=1, one=8))
+    steps = (Step(f"{name}_stats", rows, STATS_THREADS),
+             Step(f"{name}_main", keys, 32 * k.warps, shared_bytes(c)))
+    if _deterministic(c):
+        dq = Step(f"{name}_dq", rows, 2 * k.block_m, dq_shared_bytes(c))
+        return Plan((*steps, dq), (stats,))
+    width = padded(c.problem.head_dim)
+    sums = Region(product(q_padded=k.block_m, heads=1, batch=1, one=4 * width), zero=True)
+    convert = Step(f"{name}_convert", rows, 2 * k.block_m, 2 * k.block_m * width)
+    return Plan((*steps, convert), (stats, sums))
+
+
+def preferred(problem: Problem) -> tuple[Backward, ...]:
+    """The largest tiles first: dK and dV of wide heads fill the registers, K and V the memory."""
+    width = max(padded(problem.head_dim), padded(problem.head_dim_v))
+    if width <= 64:
+        return (Backward(64, 128, 8, 4, 4), Backward(64, 64, 4, 4, 2, 1))
+    if width <= 128:
+        return (Backward(64, 128, 8, 4, 2, 2), Backward(64, 128, 8, 4, 2, 1),
+                Backward(64, 64, 8, 4, 2, 1), Backward(32, 64, 8, 4, 2, 1))
+    return (Backward(64, 64, 8, 2, 2, 1), Backward(64, 64, 8, 4, 2, 1),
+            Backward(32, 64, 8, 4, 2, 1), Backward(32, 32, 8, 2, 2, 1, 1),
+            Backward(32, 32, 4, 2, 2, 1))
+
+
+def bytes_moved(c: Candidate, w: Workload) -> int:
+    """Every block of keys streams the rows it keeps, and adds to their dQ in fp32."""
+    p = c.problem
+    width, element = p.head_dim + p.head_dim_v, p.element_bytes
+    rows = w.batch * w.heads * w.seqlen_q
+    blocks = -(-w.seqlen_kv // c.config.block_n)
+    passed = w.kept(p) / w.seqlen_kv * blocks  # rows streamed by all blocks of keys together
+    streamed = passed * (width * element + 8)
+    dq = 2 * passed * width * element if _deterministic(c) else 8 * passed * padded(p.head_dim)
+    kv = 2 * w.batch * w.kv_heads * w.seqlen_kv * width * element
+    return int(streamed + dq + kv + rows * (2 * p.head_dim_v * element + 12 + p.head_dim * element))

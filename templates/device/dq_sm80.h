@@ -1,0 +1,91 @@
+// dQ of one block of query rows by one CTA: dQ = scale sum over keys of dS K, keys in order, so that
+// the same inputs give the same bits. Q and dO stay in shared memory, K and V stream by.
+#pragma once
+
+constexpr int DQ_THREADS = 2 * BLOCK_M;  // one warp per 16 rows
+constexpr int DQ_KEYS = HEAD_DIM > 128 || HEAD_DIM_V > 128 ? 32 : 64, DQ_TILES = DQ_KEYS / 8;
+constexpr int DQ_K_BYTES = DQ_KEYS * Layout<HEAD_DIM>::pitch;
+
+struct Rows : Where {
+  int q0, q1, kv_head;
+
+  __device__ __forceinline__ explicit Rows(const fagen_params &p) {
+    q0 = static_cast<int>(gridDim.x - 1 - x) * BLOCK_M;  // late rows first, as in the forward
+    q1 = min_of(q0 + BLOCK_M, p.seqlen_q);
+    kv_head = y / (p.heads / p.kv_heads);
+  }
+};
+
+// P = exp2(scale S - LSE), 0 where the pattern drops it; dS = P (dP - delta), in place of dP.
+__device__ __forceinline__ void row_gradient(const float (&s)[DQ_TILES][4],
+                                             float (&dp)[DQ_TILES][4], const float *stats, int row,
+                                             int key, const Pattern &pattern, float scale, int q0) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const Range kept = pattern.row(q0 + row + 8 * h);
+    const int begin = kept.begin - key, end = kept.end - key;
+    const float lse = stats[row + 8 * h], delta = stats[BLOCK_M + row + 8 * h];
+#pragma unroll
+    for (int j = 0; j < DQ_TILES; ++j)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const bool keep = 8 * j + i >= begin && 8 * j + i < end;
+        const float p = exp2_approx(keep ? fmaf(s[j][2 * h + i], scale, -lse) : NEG_INF);
+        dp[j][2 * h + i] = p * (dp[j][2 * h + i] - delta);
+      }
+  }
+}
+
+__device__ __forceinline__ void dq_pass(const fagen_params &p, uint32_t q_tile) {
+  const uint32_t do_tile = q_tile + Q_BYTES, k_tile = do_tile + DO_BYTES,
+                 v_tile = k_tile + DQ_K_BYTES;
+  const Rows in(p);
+  const Pattern pattern(Lengths{p.seqlen_q, p.seqlen_kv});
+  const Range keys = pattern.keys(in.q0, in.q1);
+  const float *stats = stats_of(p, block_of(p, in.z, in.y, in.q0 / BLOCK_M));
+  const float scale = exponent_scale(p.scale);
+
+  TileCopy<BLOCK_M, HEAD_DIM, DQ_THREADS>::load(
+      q_tile, head_of(p.q, in.z, in.y) + in.q0 * p.q.row_stride, p.q.row_stride, in.q1 - in.q0,
+      in.thread);
+  TileCopy<BLOCK_M, HEAD_DIM_V, DQ_THREADS>::load(
+      do_tile, head_of(p.dout, in.z, in.y) + in.q0 * p.dout.row_stride, p.dout.row_stride,
+      in.q1 - in.q0, in.thread);
+
+  float dq[1][2 * STEPS][4];
+  clear(dq);
+  for (int k0 = keys.begin / DQ_KEYS * DQ_KEYS; k0 < keys.end; k0 += DQ_KEYS) {
+    __syncthreads();  // every warp is done with the keys before
+    TileCopy<DQ_KEYS, HEAD_DIM, DQ_THREADS>::load(
+        k_tile, head_of(p.k, in.z, in.kv_head) + k0 * p.k.row_stride, p.k.row_stride,
+        p.seqlen_kv - k0, in.thread);
+    TileCopy<DQ_KEYS, HEAD_DIM_V, DQ_THREADS>::load(
+        v_tile, head_of(p.v, in.z, in.kv_head) + k0 * p.v.row_stride, p.v.row_stride,
+        p.seqlen_kv - k0, in.thread);
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();
+
+    const int row = 16 * in.warp;
+    float s[1][DQ_TILES][4], dp[1][DQ_TILES][4];
+    multiply_rows<HEAD_DIM>(s, rows_first<HEAD_DIM>(q_tile, row, 0, in.lane),
+                            columns_first<HEAD_DIM>(k_tile, 0, 0, in.lane));
+    multiply_rows<HEAD_DIM_V>(dp, rows_first<HEAD_DIM_V>(do_tile, row, 0, in.lane),
+                              columns_first<HEAD_DIM_V>(v_tile, 0, 0, in.lane));
+    row_gradient(s[0], dp[0], stats, row + in.lane / 4, k0 + in.lane % 4 * 2, pattern, scale,
+                 in.q0);
+    const auto k = rows_first<HEAD_DIM>(k_tile, 0, 0, in.lane);
+    multiply<DQ_KEYS / 16>(
+        dq, [&](uint32_t(&r)[4], int step, int m) { as_operand(r, dp[m], step); },
+        [&](uint32_t(&r)[4], int step, int n) { ldmatrix_transposed(r, k.at(16 * step, 2 * n)); });
+  }
+
+  cp_async_wait<0>();
+  __syncthreads();  // dQ takes the place of Q
+  const Rows out(p);
+  put_accumulators<HEAD_DIM>(q_tile, 16 * out.warp, 0, dq[0], p.scale, out.lane);
+  __syncthreads();
+  TileCopy<BLOCK_M, HEAD_DIM, DQ_THREADS>::store(
+      q_tile, head_of(p.dq, out.z, out.y) + out.q0 * p.dq.row_stride, p.dq.row_stride,
+      out.q1 - out.q0, out.thread);
+}
