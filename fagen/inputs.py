@@ -65,9 +65,9 @@ class Buffer:
     def damage(self) -> str:
         """Which bytes outside the values changed, in words. Overwrites the values."""
         self.bits.fill_(_signed(self.fill, self.values.element_size()))
-        wrong = (self.raw != self.fill).nonzero().flatten()
-        if not len(wrong):
+        if bool((self.raw == self.fill).all()):
             return ""
+        wrong = (self.raw != self.fill).nonzero().flatten()
         first, last = int(wrong[0]) - GUARD_BYTES, int(wrong[-1]) - GUARD_BYTES
         size = len(self.raw) - 2 * GUARD_BYTES
         where = (

@@ -1,0 +1,88 @@
+"""Which problems the conformance suite covers, and what one test of it does."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+from fagen.cases import long_list, short_list
+from fagen.families import FAMILIES
+from fagen.families.base import Family, Space
+from fagen.model import Candidate, Problem, Target
+from fagen.pool import Pool, Verdict
+
+OPS = ("fwd", "bwd")
+DTYPES = ("fp32", "bf16", "fp16")
+PATTERNS = ("dense", "causal", "causal-topleft", "window64", "window33x20", "window300x0")
+HEAD_DIMS = range(8, 257, 8)
+# Head dimensions that differ between keys and values, and the ones that models use.
+MIXED = ("64x128", "128x64", "192x128", "40x24", "8x256", "256x16")
+USUAL = ("64", "96", "128", "256")
+RANDOM_CONFIGS = 6
+
+
+def sampled() -> list[str]:
+    """Every op with every dtype with every pattern, and every head dimension at least once."""
+    slugs = []
+    combinations = itertools.product(PATTERNS, DTYPES, OPS)
+    for i, (pattern, dtype, op) in enumerate(combinations):
+        dim = HEAD_DIMS[i * 11 % len(HEAD_DIMS)]  # 11 and 32 share no factor
+        slugs.append(f"{op}-{dtype}-d{dim}-{pattern}")
+    for i, (dims, op) in enumerate(itertools.product(MIXED, OPS)):
+        slugs.append(f"{op}-{DTYPES[i % 3]}-d{dims}-{PATTERNS[i % 4]}")
+    slugs += [f"bwd-{dtype}-d{dim}-causal+deterministic" for dtype in DTYPES for dim in (64, 128)]
+    return slugs
+
+
+def usual() -> list[str]:
+    """All combinations for the head dimensions that models use."""
+    every = itertools.product(OPS, DTYPES, USUAL, PATTERNS)
+    return [f"{op}-{dtype}-d{dim}-{pattern}" for op, dtype, dim, pattern in every]
+
+
+def defaults(slugs: list[str], target: Target) -> list[Candidate]:
+    """The default kernel of every family that serves the problem on the target."""
+    problems = [Problem.parse(slug) for slug in dict.fromkeys(slugs)]
+    return [
+        family.default(problem, target)
+        for family in FAMILIES if family.runs_on(target)
+        for problem in problems if _serves(family, problem, target)
+    ]
+
+
+def _serves(family: Family, problem: Problem, target: Target) -> bool:
+    return problem.op in family.kernels and not family.broken_rules(
+        family.default(problem, target)
+    )
+
+
+def others(target: Target) -> list[Candidate]:
+    """Some configs that are not the default, the same ones every time."""
+    chosen: list[Candidate] = []
+    for slug in ("fwd-bf16-d64-causal", "bwd-bf16-d64-causal", "fwd-fp16-d128", "bwd-fp16-d128"):
+        for candidate in defaults([slug], target):
+            space = Space(candidate.problem, target, candidate.family)
+            legal = list(itertools.islice(space.legal(), 5000))
+            count = min(RANDOM_CONFIGS, len(legal))
+            chosen += random.Random(slug).sample(legal, count)
+    return chosen
+
+
+def name(candidate: Candidate) -> str:
+    return f"{candidate.family.name}-{candidate.problem}"
+
+
+def conforms(pool: Pool, candidate: Candidate) -> None:
+    """Every case of the long list."""
+    cases = long_list(candidate.problem)
+    verdict = pool.check(candidate, cases)
+    assert isinstance(verdict, Verdict), f"{verdict.reason}\n{verdict.reproduce}"
+    assert verdict.cases == len(cases)
+    assert 0 < verdict.error <= 1
+
+
+def passes(pool: Pool, candidate: Candidate) -> None:
+    """What the tuner asks of every candidate."""
+    verdict = pool.verify(candidate)
+    assert isinstance(verdict, Verdict), f"{verdict.reason}\n{verdict.reproduce}"
+    assert verdict.cases == len(short_list(candidate.problem))

@@ -1,0 +1,136 @@
+"""Whatever a kernel or its compilation does, the pool answers with a Failure and goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from fagen.build import Builder, Cache
+from fagen.devices import host
+from fagen.model import Failure, Measurement, Workload
+from fagen.pool import Limits, Pool
+from tests.faults.family import candidate, renderer
+
+SMALL = Workload(1, 2, 1, 70, 90)
+LIMITS = Limits(build=20.0, run=3.0, time=5.0)
+
+# fault: stage, kind, and words of the reason
+EXPECTED = {
+    "segfault": ("verify", "WorkerCrashed", "died of SIGSEGV"),
+    "abort": ("verify", "WorkerCrashed", "died of SIGABRT"),
+    "exit": ("verify", "WorkerCrashed", "exited with 0"),
+    "hang": ("verify", "WorkerTimeout", "no answer in time"),
+    "wrong": ("verify", "WrongResult", "o is wrong on b1-h1-s128"),
+    "nan": ("verify", "WrongResult", "1 of 2048 elements of o on b1-h1-s128 are NaN"),
+    "unwritten": ("verify", "WrongResult", "16 of 2048 elements of o on b1-h1-s128 are NaN"),
+    "past_the_end": ("verify", "WrongResult", "4 bytes starting 20 bytes after its end"),
+    "far_away": ("verify", "WorkerCrashed", "died of SIG"),
+    "input": ("verify", "WrongResult", "changed its input k"),
+    "compile_error": ("build", "BuildError", "this kernel does not compile"),
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A cache for all tests here, this host as the target, and one pool that outlives every fault."""
+    folder = tmp_path_factory.mktemp("faults")
+    (folder / "templates").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAGEN_CACHE_DIR", str(folder / "cache"))
+        yield folder, Builder(Cache(folder / "cache")), renderer(folder / "templates")
+
+
+@pytest.fixture(scope="module")
+def target():
+    return host().target
+
+
+@pytest.fixture(scope="module")
+def pool(world, target):
+    folder, builder, render = world
+    with Pool(builder, render, "cpu", jobs=2, scratch=folder / "scratch", limits=LIMITS) as pool:
+        pool.prepare(candidate(target, fault=fault) for fault in ("none", *EXPECTED))
+        yield pool
+
+
+@pytest.mark.parametrize("fault", EXPECTED)
+def test_a_fault_is_a_failure_and_the_pool_goes_on(pool, target, fault):
+    stage, kind, words = EXPECTED[fault]
+    outcome = pool.measure(candidate(target, fault=fault), SMALL, seconds=0.02)
+    assert isinstance(outcome, Failure)
+    assert (outcome.stage, outcome.kind) == (stage, kind), outcome.reason
+    assert words in outcome.reason
+    assert outcome.reproduce == (
+        "fagen verify 'fwd-fp32-d16-causal' --gpu none --family faults"
+        f" --set fault={fault} --set twin=0"
+    )
+    good = pool.measure(candidate(target), SMALL, seconds=0.02)
+    assert isinstance(good, Measurement), good
+
+
+def test_garbage_on_stdout_does_not_reach_the_protocol(pool, target):
+    outcome = pool.measure(candidate(target, fault="garbage"), SMALL, seconds=0.02)
+    assert isinstance(outcome, Measurement)
+    assert outcome.median_us > 1
+    assert 0 <= outcome.error < 1
+
+
+def test_a_crash_on_the_workload_alone_names_the_workload(pool, target):
+    large = Workload(1, 1, 1, 1600, 64)
+    outcome = pool.measure(candidate(target, fault="large"), large, seconds=0.02)
+    assert isinstance(outcome, Failure)
+    assert "SIGSEGV (b1-h1-s1600x64)" in outcome.reason
+    assert outcome.reproduce.endswith("--workload b1-h1-s1600x64")
+
+
+def test_a_lap_leaves_out_who_fails(pool, target):
+    field = [candidate(target, twin=0), candidate(target, fault="wrong"), candidate(target, twin=1)]
+    first, wrong, second = pool.lap(field, SMALL, rounds=4)
+    assert isinstance(wrong, Failure)
+    for good, outcome in ((field[0], first), (field[2], second)):
+        assert isinstance(outcome, Measurement)
+        assert len(pool.lap_samples[good]) == 4
+        assert outcome.low_us <= outcome.median_us <= outcome.high_us
+    assert field[1] not in pool.lap_samples
+
+
+def test_who_crashes_in_the_middle_of_a_lap_is_named(pool, target, monkeypatch):
+    """Verified on a small size, so that the crash comes in the lap itself."""
+    large, small = Workload(1, 1, 1, 1600, 64), pool.verify(candidate(target, twin=1))
+    monkeypatch.setattr(pool, "_passes", lambda candidate, case: small)
+    field = [candidate(target, twin=1), candidate(target, fault="large")]
+    good, bad = pool.lap(field, large, rounds=3)
+    assert isinstance(good, Measurement)
+    assert isinstance(bad, Failure)
+    assert (bad.stage, bad.kind) == ("measure", "WorkerCrashed")
+
+
+def test_kill_of_the_worker_in_mid_measure_is_survived(pool, target):
+    good, slow = candidate(target), Workload(1, 8, 8, 500, 500)
+    assert isinstance(pool.measure(good, slow, seconds=0.02), Measurement)
+    pid = pool.worker_pid
+    killer = threading.Timer(1.0, os.kill, (pid, signal.SIGKILL))
+    killer.start()
+    outcome = pool.measure(good, slow, seconds=4.0)
+    killer.join()
+    assert isinstance(outcome, Failure)
+    assert (outcome.stage, outcome.kind) == ("measure", "WorkerCrashed")
+    assert "SIGKILL" in outcome.reason
+    assert isinstance(pool.measure(good, SMALL, seconds=0.02), Measurement)
+    assert pool.worker_pid != pid
+
+
+def test_a_compiler_that_hangs_is_killed(world, target):
+    folder, builder, render = world
+    limits = Limits(build=2.0)
+    with Pool(builder, render, "cpu", jobs=1, scratch=folder / "hang", limits=limits) as pool:
+        start = time.monotonic()
+        outcome = pool.measure(candidate(target, fault="compile_hang"), SMALL, seconds=0.02)
+    assert time.monotonic() - start < 20
+    assert isinstance(outcome, Failure)
+    assert (outcome.stage, outcome.kind) == ("build", "BuildError")
+    assert "did not finish within 2 s" in outcome.reason
