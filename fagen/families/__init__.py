@@ -6,9 +6,10 @@ from fagen.errors import UsageError
 from fagen.families.base import Family
 from fagen.families.cpu import CPU
 from fagen.families.sm80 import SM80
+from fagen.families.sm90 import SM90
 from fagen.model import Problem, Target
 
-FAMILIES: tuple[Family, ...] = (SM80, CPU)
+FAMILIES: tuple[Family, ...] = (SM90, SM80, CPU)
 
 
 def family_named(name: str, families: tuple[Family, ...] = FAMILIES) -> Family:

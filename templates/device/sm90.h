@@ -23,6 +23,19 @@ FAGEN_DEVICE uint32_t shared_address(const void *p) {
 // coordinates stay in uniform registers, so that no move stands before each wgmma.
 FAGEN_DEVICE int uniform(int x) { return __shfl_sync(FULL_WARP, x, 0); }
 
+// True in one lane of a converged warp, and ptxas knows that it is one.
+FAGEN_DEVICE bool elect_one() {
+  uint32_t elected;
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "elect.sync _|p, 0xffffffff;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}"
+      : "=r"(elected));
+  return elected;
+}
+
 FAGEN_DEVICE float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -39,6 +52,32 @@ FAGEN_DEVICE uint32_t pack(float low, float high) {
   else
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
   return r;
+}
+
+// Shifts that give 0 for any count above 31.
+FAGEN_DEVICE uint32_t shift_right(uint32_t x, int count) {
+  uint32_t r;
+  asm("shr.u32 %0, %1, %2;" : "=r"(r) : "r"(x), "r"(count));
+  return r;
+}
+FAGEN_DEVICE uint32_t shift_left(uint32_t x, int count) {
+  uint32_t r;
+  asm("shl.b32 %0, %1, %2;" : "=r"(r) : "r"(x), "r"(count));
+  return r;
+}
+
+// A 4x4 transpose within each quad of lanes: lane t gets register t of lanes 0..3.
+FAGEN_DEVICE void quad_transpose(uint32_t (&r)[4], int t) {
+#pragma unroll
+  for (int distance = 1; distance <= 2; distance *= 2)
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      if (i & distance) continue;
+      uint32_t &low = r[i], &high = r[i + distance];
+      const bool odd = t & distance;
+      const uint32_t other = __shfl_xor_sync(FULL_WARP, odd ? low : high, distance);
+      (odd ? low : high) = other;
+    }
 }
 
 // Give registers to the warpgroups that need them. All warps of a warpgroup call it.

@@ -37,11 +37,11 @@ struct Panels {
   }
 
   // What to add to the low word for the k-th group of 16 along the reduction.
-  static constexpr uint32_t k_major_step(int k) {
+  static constexpr FAGEN_DEVICE uint32_t k_major_step(int k) {
     constexpr int per_panel = SWIZZLE / 32;
     return k % per_panel * 2 + k / per_panel * (panel_bytes >> 4);
   }
-  static constexpr uint32_t mn_major_step(int k) { return k * SWIZZLE; }
+  static constexpr FAGEN_DEVICE uint32_t mn_major_step(int k) { return k * SWIZZLE; }
 
   // Byte offset of a row's 16-byte chunk (8 columns) under the swizzle.
   static FAGEN_DEVICE uint32_t chunk(int row, int chunk) {

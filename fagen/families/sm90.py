@@ -1,0 +1,201 @@
+"""Hopper: wgmma, TMA and warp specialisation (compute capability 9.0 only)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fagen.families.base import (
+    Family,
+    Kernel,
+    Plan,
+    Region,
+    Rule,
+    Step,
+    TensorMap,
+    knob,
+    product,
+)
+from fagen.families.sm90_bwd import BWD, padded, swizzle
+from fagen.model import Candidate, Problem, Target, Workload
+from fagen.patterns import UNBOUNDED, Pattern
+
+CONTROL_BYTES = 512  # barriers and tile notes, see struct Control of the template
+RESERVED_SHARED = 1024  # what the system keeps of each CTA's shared memory
+SHARED_PER_SM = 228 * 1024
+REGISTERS_PER_SM = 65536
+
+
+@dataclass(frozen=True)
+class ForwardConfig:
+    warpgroups: int = knob(1, 2, 3, 4, default=2, says="consumer warpgroups, 64 query rows each")
+    block_n: int = knob(
+        64, 80, 96, 112, 128, 160, 176, 192, default=128, says="keys per block"
+    )
+    stages: int = knob(2, 3, 4, default=2, says="buffers for K, and as many for V")
+    q_buffers: int = knob(1, 2, default=1, says="2 loads the next tile's queries early")
+    softmax: str = knob(
+        "lazy", "anchored", "exact", default="lazy", enum="Softmax",
+        says="how closely the row maximum is followed; all are exact in the end",
+    )
+    ping_pong: bool = knob(True, False, default=True, says="warpgroups issue products in turns")
+    schedule: str = knob(
+        "strided", "dynamic", "grid", default="strided", enum="Schedule",
+        says="how a CTA gets its next tile; grid: it has one only",
+    )
+    epilogue: str = knob(
+        "staged", "direct", default="staged", enum="Epilogue",
+        says="O through shared memory and TMA, or from registers",
+    )
+    ctas_per_sm: int = knob(1, 2, default=1, says="several CTAs per SM hide each other's ends")
+
+    @property
+    def block_m(self) -> int:
+        return 64 * self.warpgroups
+
+    @property
+    def threads(self) -> int:
+        return 128 * (self.warpgroups + 1)
+
+    def shared_bytes(self, problem: Problem) -> int:
+        qk, v = padded(problem.head_dim), padded(problem.head_dim_v)
+        queries = self.q_buffers * self.block_m * qk
+        keys = self.stages * self.block_n * (qk + v)
+        staged = self.block_m * v if self.epilogue == "staged" else 0
+        return 2 * (queries + keys + staged) + CONTROL_BYTES
+
+    def registers(self) -> int:
+        """What a consumer thread gets; the formula of the template."""
+        launch = REGISTERS_PER_SM // (self.threads * self.ctas_per_sm) // 8 * 8
+        producer = 32 if self.warpgroups > 2 else 40
+        left = (launch * (self.warpgroups + 1) - producer) // self.warpgroups // 8 * 8
+        return min(240, left)
+
+    def accumulators(self, problem: Problem) -> int:
+        """Registers for scores, probabilities and output, all live at once."""
+        return self.block_n // 2 + self.block_n // 4 + padded(problem.head_dim_v) // 2
+
+
+def _fits(c: Candidate) -> bool:
+    return fits(c.config, c.problem, c.target)
+
+
+def _fits_with(c: Candidate, **changed: int | str) -> bool:
+    return fits(replace(c.config, **changed), c.problem, c.target)
+
+
+def fits(config: ForwardConfig, problem: Problem, target: Target) -> bool:
+    shared = config.shared_bytes(problem)
+    per_sm = config.ctas_per_sm * (shared + RESERVED_SHARED)
+    return shared <= target.shared_bytes and per_sm <= SHARED_PER_SM
+
+
+def _unequal(pattern: Pattern) -> bool:
+    """Do tiles differ in length all along, as under a causal mask?"""
+    return (pattern.left == UNBOUNDED) != (pattern.right == UNBOUNDED)
+
+
+FORWARD_RULES = (
+    Rule("16-bit elements", lambda c: c.problem.dtype in ("bf16", "fp16")),
+    Rule("Q, the K and V stages and the staged O fit shared memory", _fits),
+    Rule(
+        "scores, probabilities and output leave a consumer thread 28 registers",
+        lambda c: c.config.accumulators(c.problem) + 28 <= c.config.registers(),
+    ),
+    Rule(
+        "ping-pong needs two warpgroups or more",
+        lambda c: not c.config.ping_pong or c.config.warpgroups > 1,
+    ),
+    Rule(
+        "tiles of unequal length are not dealt out in advance, equal ones need no counter",
+        lambda c: c.config.schedule != ("strided" if _unequal(c.problem.pattern) else "dynamic"),
+    ),
+    Rule(
+        "a CTA with one tile needs one buffer for queries; others have two where they fit",
+        lambda c: c.config.q_buffers
+        == (1 if c.config.schedule == "grid" or not _fits_with(c, q_buffers=2) else 2),
+    ),
+    Rule(
+        "O is staged in shared memory where it fits",
+        lambda c: c.config.epilogue == "staged" or not _fits_with(c, epilogue="staged"),
+    ),
+    Rule(
+        "more than two stages hold at most 256 keys: more keys are no faster",
+        lambda c: c.config.stages == 2 or c.config.stages * c.config.block_n <= 256,
+    ),
+)
+
+
+def _maps(c: Candidate) -> tuple[TensorMap, ...]:
+    problem, config = c.problem, c.config
+
+    def view(tensor: str, dim: int, rows: int) -> TensorMap:
+        width = swizzle(padded(dim))
+        return TensorMap(tensor, box_dim=width // 2, box_rows=rows, swizzle=width, head_dim=dim)
+
+    return (
+        view("q", problem.head_dim, 64),
+        view("k", problem.head_dim, config.block_n),
+        view("v", problem.head_dim_v, config.block_n),
+        view("o", problem.head_dim_v, 64),
+    )
+
+
+def forward_plan(c: Candidate) -> Plan:
+    config = c.config
+    tiles = product(q_tiles=config.block_m, heads=1, batch=1)
+    step = Step(
+        symbol="fwd",
+        grid=(tiles, product(), product()),
+        block=config.threads,
+        shared_bytes=config.shared_bytes(c.problem),
+        ctas_per_sm=0 if config.schedule == "grid" else config.ctas_per_sm,
+        maps=_maps(c),
+    )
+    counter = Region(product(one=16), zero=True)
+    return Plan((step,), (counter,) if config.schedule == "dynamic" else ())
+
+
+# (head dimensions up to, warpgroups, block_n, stages): fastest or near it on an H200.
+_TILES = ((64, 4, 64, 3), (80, 3, 96, 2), (96, 3, 80, 2), (112, 3, 64, 2), (128, 2, 128, 2),
+          (160, 2, 112, 2), (192, 2, 96, 2), (256, 2, 80, 2))
+
+
+def forward_default(problem: Problem, target: Target) -> ForwardConfig:
+    widest = max(padded(problem.head_dim), padded(problem.head_dim_v))
+    _, warpgroups, block_n, stages = next(row for row in _TILES if widest <= row[0])
+    schedule = "dynamic" if _unequal(problem.pattern) else "strided"
+    choices = [
+        ForwardConfig(warpgroups, block_n, stages, q_buffers, schedule=schedule, epilogue=epilogue)
+        for q_buffers in (2, 1)
+        for epilogue in ("staged", "direct")
+    ]
+    return next((config for config in choices if fits(config, problem, target)), choices[-1])
+
+
+def forward_bytes(c: Candidate, w: Workload) -> int:
+    """Q, O and LSE once; K and V once for each query tile of a head, as far as the mask reaches."""
+    problem, size = c.problem, c.problem.element_bytes
+    rows = w.batch * w.heads * w.seqlen_q
+    block_m: int = c.config.block_m
+    keys_read = w.kept(problem) // block_m
+    dims = problem.head_dim + problem.head_dim_v
+    return (rows + keys_read) * dims * size + 4 * rows
+
+
+FORWARD = Kernel(
+    template="fwd_sm90.cu.j2",
+    config=ForwardConfig,
+    rules=FORWARD_RULES,
+    plan=forward_plan,
+    default=forward_default,
+    bytes_moved=forward_bytes,
+)
+
+SM90 = Family(
+    name="sm90",
+    says="Hopper: wgmma, TMA, warp specialisation",
+    toolchain="nvcc",
+    kernels={"fwd": FORWARD, "bwd": BWD},
+    runs_on=lambda target: target.kind == "cuda" and target.capability == (9, 0),
+    arch=lambda target: "sm_90a",
+)

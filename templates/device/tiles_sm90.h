@@ -1,0 +1,62 @@
+// Which tile of queries comes when. A CTA takes a stream of tiles; the order decides what stays in
+// L2 and how even the end is.
+#ifndef FAGEN_TILES_SM90_H
+#define FAGEN_TILES_SM90_H
+
+#include "device/sm90.h"
+
+// How a CTA gets its next tile: it has one only; every gridDim.x-th; the next one from a counter.
+enum class Schedule { grid, strided, dynamic };
+
+// BLOCK_M query rows of one head.
+struct QueryTile {
+  int block, head, batch;
+};
+
+// Heads are taken in sections whose keys and values fit the L2 cache together.
+// LONGEST_FIRST: inside a section the last block of every head comes first; under a causal mask it
+// is the longest, and short tiles fill the end. Otherwise the blocks of one head follow each other.
+template <int BLOCK_M, bool LONGEST_FIRST>
+struct TileOrder {
+  const fagen_params &p;
+  unsigned section;  // heads
+
+  FAGEN_DEVICE TileOrder(const fagen_params &p, int64_t bytes_per_key, int64_t section_bytes) : p(p) {
+    const int kv_heads = static_cast<int>(section_bytes / (bytes_per_key * p.seqlen_kv));
+    const int power = kv_heads > 1 ? 1 << (31 - __clz(kv_heads)) : 1;
+    const int64_t fit = static_cast<int64_t>(power) * (p.heads / p.kv_heads);
+    const int64_t all = static_cast<int64_t>(p.heads) * p.batch;
+    section = static_cast<unsigned>(fit < all ? fit : all);
+  }
+
+  FAGEN_DEVICE unsigned blocks() const { return (p.seqlen_q + BLOCK_M - 1u) / BLOCK_M; }
+  FAGEN_DEVICE unsigned count() const { return blocks() * p.heads * p.batch; }
+
+  FAGEN_DEVICE QueryTile at(unsigned index) const {
+    const unsigned blocks = this->blocks(), heads = p.heads;
+    unsigned block, head;
+    if constexpr (LONGEST_FIRST) {
+      const unsigned first = index / (section * blocks) * section;
+      const unsigned width = min(section, heads * p.batch - first);
+      const unsigned inside = index - first * blocks;
+      block = inside / width;
+      head = first + inside - block * width;
+      block = blocks - 1 - block;
+    } else {
+      head = index / blocks;
+      block = index - head * blocks;
+    }
+    const unsigned batch = head / heads;
+    return QueryTile{int(block), int(head - batch * heads), int(batch)};
+  }
+};
+
+// The index after `index`; at or beyond the count when there is none.
+template <Schedule SCHEDULE>
+FAGEN_DEVICE unsigned next_tile(unsigned index, unsigned *counter) {
+  if constexpr (SCHEDULE == Schedule::grid) return ~0u;
+  if constexpr (SCHEDULE == Schedule::strided) return index + gridDim.x;
+  return gridDim.x + atomicAdd(counter, 1u);
+}
+
+#endif

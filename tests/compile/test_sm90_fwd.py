@@ -1,0 +1,140 @@
+"""The sm90 forward compiles cleanly over the corners of its space, and its formulas hold."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from fagen import compilers, paths
+from fagen.build import Builder, Cache
+from fagen.errors import BuildError, SetupError
+from fagen.families.base import Space
+from fagen.families.sm90 import SM90
+from fagen.families.sm90_bwd import swizzle
+from fagen.model import Candidate, Problem, Target, Workload
+from fagen.render import Renderer
+
+H200 = Target.known("h200")
+PATTERNS = ("dense", "causal", "causal-topleft", "window300", "window64x64")
+
+# Each head dimension with a tiling of its own, every pattern and dtype with some of them.
+DEFAULTS = [
+    "fwd-bf16-d64-dense", "fwd-fp16-d64-causal", "fwd-bf16-d128-dense", "fwd-bf16-d128-causal",
+    "fwd-fp16-d128-window1024", "fwd-bf16-d256-causal", "fwd-fp16-d256-window64x64",
+    "fwd-bf16-d80-causal", "fwd-bf16-d96-causal-topleft", "fwd-fp16-d104-dense",
+    "fwd-bf16-d160-causal", "fwd-bf16-d192-dense", "fwd-bf16-d192x128-causal",
+    "fwd-bf16-d64x128-dense", "fwd-fp16-d40x24-causal", "fwd-bf16-d8x256-dense",
+    "fwd-fp16-d8-window300",
+]
+# Head dimensions whose spaces differ in kind: small tiles, swizzles of 32 and 64 bytes, full ones.
+CORNERS = ("64", "72", "96", "128", "192", "256", "192x128")
+
+
+def default(slug: str) -> Candidate:
+    return SM90.default(Problem.parse(slug), H200)
+
+
+@pytest.fixture(scope="module")
+def builder(tmp_path_factory: pytest.TempPathFactory) -> Builder:
+    try:
+        compilers.nvcc()
+    except SetupError as missing:
+        pytest.skip(missing.message)
+    return Builder(Cache(tmp_path_factory.mktemp("cache")))
+
+
+def assert_clean(builder: Builder, candidate: Candidate) -> None:
+    binary = builder.build(candidate, Renderer(paths.templates()).render(candidate))
+    assert binary.spill_bytes == 0
+    assert binary.advice == ()
+
+
+def pairwise(dims: str, points: int = 60) -> Iterator[Candidate]:
+    """Legal points, chosen greedily so that few of them show every legal pair of choices."""
+    draw = random.Random(dims)
+    pool = []
+    for pattern, dtype in itertools.product(PATTERNS, ("bf16", "fp16")):
+        problem = Problem.parse(f"fwd-{dtype}-d{dims}-{pattern}")
+        legal = list(Space(problem, H200, SM90).legal())
+        pool += draw.sample(legal, min(points, len(legal)))
+    pairs = {c: set(itertools.combinations(_choices(c), 2)) for c in pool}
+    wanted = set().union(*pairs.values())
+    while wanted:
+        best = max(pool, key=lambda c: len(pairs[c] & wanted))
+        wanted -= pairs[best]
+        yield best
+
+
+def _choices(c: Candidate) -> list[str]:
+    knobs = SM90.show(c.config).split(",")
+    return [*knobs, str(c.problem.pattern), c.problem.dtype]
+
+
+@pytest.mark.parametrize("slug", DEFAULTS)
+def test_default_compiles_without_spills_or_advice(builder: Builder, slug: str) -> None:
+    assert_clean(builder, default(slug))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("dims", CORNERS)
+def test_corners_compile_without_spills_or_advice(builder: Builder, dims: str) -> None:
+    dirty = []
+    for candidate in pairwise(dims):
+        try:
+            assert_clean(builder, candidate)
+        except BuildError as error:
+            dirty.append(f"{candidate}: {error.message}")
+    assert not dirty, "\n".join(dirty)
+
+
+def test_source_asserts_the_shared_memory_of_the_plan(builder: Builder) -> None:
+    candidate = default("fwd-bf16-d64-dense")
+    plan = SM90.kernel("fwd").plan(candidate)
+    source = Renderer(paths.templates()).render(candidate)
+    said = f"CONTROL_AT + CONTROL_BYTES == {plan.steps[0].shared_bytes}"
+    assert said in source.text
+    wrong = source.text.replace(said, said + "0")
+    with pytest.raises(BuildError):
+        builder.build(candidate, type(source)(wrong, "0" * 64, source.language))
+
+
+@pytest.mark.parametrize("dim", range(8, 257, 8))
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_every_head_dim_has_a_legal_default(dim: int, pattern: str) -> None:
+    for dims in (f"{dim}", f"{dim}x64", f"{dim}x256"):
+        candidate = default(f"fwd-bf16-d{dims}-{pattern}")
+        assert SM90.broken_rules(candidate) == ()
+
+
+@pytest.mark.parametrize("dims", CORNERS)
+def test_space_is_small(dims: str) -> None:
+    space = Space(Problem.parse(f"fwd-bf16-d{dims}-causal"), H200, SM90)
+    assert 10 <= sum(1 for _ in space.legal()) <= 500
+
+
+@pytest.mark.parametrize("dim", range(8, 257, 8))
+def test_boxes_are_what_tma_allows(dim: int) -> None:
+    plan = SM90.kernel("fwd").plan(default(f"fwd-bf16-d{dim}-causal"))
+    for box in plan.steps[0].maps:
+        assert box.box_dim * 2 == box.swizzle == swizzle(-(-dim // 16) * 16)
+        assert 8 <= box.box_rows <= 256
+        assert box.box_rows % 8 == 0
+
+
+def test_only_a_dynamic_schedule_needs_scratch_memory() -> None:
+    workload = Workload(1, 1, 1, 64, 64)
+    plan = SM90.kernel("fwd").plan
+    assert plan(default("fwd-bf16-d128-dense")).workspace_bytes(workload) == 0
+    assert plan(default("fwd-bf16-d128-causal")).workspace_bytes(workload) == 256
+
+
+def test_bytes_moved_shrink_with_the_tile() -> None:
+    workload = Workload(1, 8, 8, 4096, 4096)
+    small = default("fwd-bf16-d128-causal").with_config(warpgroups=1, ping_pong=False)
+    large = small.with_config(warpgroups=2)
+    moved = SM90.kernel("fwd").bytes_moved
+    assert moved(small, workload) > moved(large, workload) > workload.min_bytes(small.problem)
