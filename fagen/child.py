@@ -145,7 +145,9 @@ class Child:
 
 
 def _environment() -> dict[str, str]:
-    """Run the same fagen as the parent does, wherever it was imported from."""
+    """Run the same fagen as the parent does, wherever it was imported from. torch's threads sleep
+    between two parallel regions, so that none of them spins beside a kernel that is timed."""
     here = str(Path(__file__).resolve().parent.parent)
     others = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": here + (os.pathsep + others if others else "")}
+    paths = here + (os.pathsep + others if others else "")
+    return {"OMP_WAIT_POLICY": "passive", **os.environ, "PYTHONPATH": paths}

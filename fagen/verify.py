@@ -84,7 +84,10 @@ class Checker:
                 del self._cases[old]
             while len(self._cases) >= KEPT_CASES:
                 self._cases.popitem(last=False)
+            # Small tensors on several threads: the threads would mostly wait for each other.
+            torch.set_num_threads(self.threads if case.sampled else 1)
             self._cases[key] = prepare(problem, case, self.device)
+            torch.set_num_threads(1)
         self._cases.move_to_end(key)
         return self._cases[key]
 
@@ -128,7 +131,7 @@ def difference(got: Tensor, want: Tensor, name: str) -> Tensor:
     same = (got == want) | (got.isnan() & want.isnan())
     if name == "lse":  # where an infinite score makes the row meaningless, any such mark will do
         same |= (want.isnan() | (want == torch.inf)) & ~got.isfinite()
-    return (got - want).abs().nan_to_num(torch.inf).masked_fill(same, 0)
+    return (got - want).abs().nan_to_num(torch.inf, torch.inf).masked_fill(same, 0)
 
 
 def tiles(x: Tensor) -> Tensor:

@@ -30,9 +30,7 @@ class Workbench:
     def __init__(self, device: str, threads: int, doing: Doing) -> None:
         self.device, self.doing = device, doing
         self.threads = threads or len(os.sched_getaffinity(0))
-        if device == "cpu":
-            torch.set_num_threads(self.threads)
-        else:
+        if device != "cpu":
             torch.zeros(1, device=device)  # create the primary context that kernels will share
         torch.set_grad_enabled(False)
         self.checker = Checker(device, self.threads)

@@ -1,4 +1,4 @@
-"""Every family of this host against the reference: ops, dtypes, head dimensions, patterns, sizes."""
+"""Every family of this host against the reference: op x dtype x head dimension x pattern."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ EXPECTED = {
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A cache for all tests here, this host as the target, and one pool that outlives every fault."""
+    """A cache and a renderer for all tests here."""
     folder = tmp_path_factory.mktemp("faults")
     (folder / "templates").mkdir()
     with pytest.MonkeyPatch.context() as patch:
