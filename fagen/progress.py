@@ -91,6 +91,7 @@ def scope(event: Event) -> str:
 
 def news(event: Event) -> str:
     text = f"best {event.best_us:.1f} us" if event.best_us else "nothing timed yet"
-    if event.best is not None:
-        text += f" {event.best.family.name}({event.best.family.show(event.best.config)})"
+    shown = event.candidate if event.kind == "done" else event.best
+    if shown is not None:
+        text += f" {shown.family.name}({shown.family.show(shown.config)})"
     return text + (f", {event.failures} failed" if event.failures else "")

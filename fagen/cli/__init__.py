@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = list(sys.argv[1:] if arguments is None else arguments)
         code = app(given, prog_name="fagen", standalone_mode=False)
+        if code == INTERRUPTED:  # Typer's answer to Ctrl-C outside of a search
+            sys.stderr.write("interrupted\n")
         return code if isinstance(code, int) else 0
     except FagenError as error:
         return _report(error)

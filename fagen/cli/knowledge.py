@@ -183,10 +183,10 @@ def _refuse_stale(entries: Sequence[Entry], renderer: Renderer) -> None:
     from fagen.families import FAMILIES
     from fagen.store import staleness
 
-    stale = {entry: reason for entry in entries if (reason := staleness(entry, renderer, FAMILIES))}
+    stale = [(e, reason) for e in entries if (reason := staleness(e, renderer, FAMILIES))]
     if stale:
-        first, reason = next(iter(stale.items()))
-        problems = " ".join(dict.fromkeys(str(entry.problem) for entry in stale))
+        first, reason = stale[0]
+        problems = " ".join(dict.fromkeys(str(entry.problem) for entry, _ in stale))
         raise StoreError(
             f"{len(stale)} of {len(entries)} entries are stale; {first.problem} "
             f"{first.workload} on {first.target.name}: {reason}",
