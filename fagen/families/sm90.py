@@ -58,17 +58,20 @@ class ForwardConfig:
 
     def shared_bytes(self, problem: Problem) -> int:
         qk, v = padded(problem.head_dim), padded(problem.head_dim_v)
-        queries = self.q_buffers * self.block_m * qk
-        keys = self.stages * self.block_n * (qk + v)
-        staged = self.block_m * v if self.epilogue == "staged" else 0
-        return 2 * (queries + keys + staged) + CONTROL_BYTES
+        arrays = (
+            self.q_buffers * self.block_m * qk,
+            self.stages * self.block_n * qk,
+            self.stages * self.block_n * v,
+            self.block_m * v if self.epilogue == "staged" else 0,
+        )
+        return sum(-(-2 * elements // 1024) * 1024 for elements in arrays) + CONTROL_BYTES
 
     def registers(self) -> int:
         """What a consumer thread gets; the formula of the template."""
         launch = REGISTERS_PER_SM // (self.threads * self.ctas_per_sm) // 8 * 8
         producer = 32 if self.warpgroups > 2 else 40
         left = (launch * (self.warpgroups + 1) - producer) // self.warpgroups // 8 * 8
-        return min(240, left)
+        return min(256, left)
 
     def accumulators(self, problem: Problem) -> int:
         """Registers for scores, probabilities and output, all live at once."""
