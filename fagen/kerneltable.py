@@ -28,21 +28,28 @@ class Part:
 
 
 def table(parts: Sequence[Part]) -> str:
-    """The C text of ``fagen_kernels``."""
+    """The C text of ``fagen_kernels``. A kernel that won at several sizes has a row for each."""
     if not parts:
         raise UsageError("a library needs at least one kernel")
-    names = [str(part.candidate) for part in parts]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise UsageError(f"the same kernel is given twice: {min(twice)}")
+    rows = [(str(part.candidate), part.workload) for part in parts]
+    for row in rows:
+        if rows.count(row) > 1:
+            raise UsageError(f"the same kernel is given twice: {row[0]}, tuned for {row[1]}")
+    images = unique(parts)
+    numbers = {str(part.candidate): i for i, part in enumerate(images)}
     count = len(parts)
     lines = ['#include "launcher.h"', ""]
-    lines += [_declare(i, part) for i, part in enumerate(parts)]
+    lines += [_declare(i, part) for i, part in enumerate(images)]
     lines += ["", f"const int fagen_kernel_count = {count};",
               f"void *_Atomic fagen_loaded[{count}];",
               f"const struct fagen_kernel fagen_kernels[{count}] = {{"]
-    lines += [_kernel(i, part) for i, part in enumerate(parts)]
+    lines += [_kernel(numbers[str(part.candidate)], part) for part in parts]
     return "\n".join([*lines, "};", ""])
+
+
+def unique(parts: Sequence[Part]) -> list[Part]:
+    """One part per kernel, in order."""
+    return list({str(part.candidate): part for part in reversed(parts)}.values())[::-1]
 
 
 def on_host(part: Part) -> bool:

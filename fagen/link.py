@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fagen import compilers, paths
 from fagen.errors import BuildError, SetupError
-from fagen.kerneltable import Part, on_host, table
+from fagen.kerneltable import Part, on_host, table, unique
 
 __all__ = ["Part", "find_cc", "link", "table"]
 
@@ -73,7 +73,7 @@ def link(parts: Sequence[Part], output: Path) -> Path:
 def _lay_out(parts: Sequence[Part], folder: Path) -> list[str]:
     """Put the images where the table expects them; answer the host objects to link."""
     objects = []
-    for i, part in enumerate(parts):
+    for i, part in enumerate(unique(parts)):
         name = f"kernel{i}.o" if on_host(part) else f"image{i}.cubin"
         shutil.copyfile(part.binary.path, folder / name)
         objects += [name] if on_host(part) else []

@@ -206,11 +206,12 @@ static double hardware_distance(const struct fagen_kernel *kernel, int sm_count)
   return kernel->sm_count > 0 && sm_count > 0 ? apart(kernel->sm_count, sm_count) : 64.0;
 }
 
+/* In octaves; lengths count fully, the number of heads half, the sharing of keys a quarter. */
 static double size_distance(const struct fagen_sizes *tuned, const struct fagen_params *p) {
   if (tuned->seqlen_q < 1) return 1e3;
-  return apart((double)tuned->batch * tuned->heads, (double)p->batch * p->heads) +
-         apart(tuned->seqlen_q, p->seqlen_q) + apart(tuned->seqlen_kv, p->seqlen_kv) +
-         apart((double)tuned->heads / tuned->kv_heads, (double)p->heads / p->kv_heads);
+  return apart(tuned->seqlen_q, p->seqlen_q) + apart(tuned->seqlen_kv, p->seqlen_kv) +
+         apart((double)tuned->batch * tuned->heads, (double)p->batch * p->heads) / 2 +
+         apart((double)tuned->heads / tuned->kv_heads, (double)p->heads / p->kv_heads) / 4;
 }
 
 int fagen_select(const char *problem, const struct fagen_params *p, int device) {

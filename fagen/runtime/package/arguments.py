@@ -1,0 +1,84 @@
+"""Every wrong argument becomes an error in words here, before any kernel runs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import BadArgument, BadType
+from .selection import DTYPES, UNBOUNDED, Band
+
+_LAYOUTS = ("bhsd", "bshd")
+_FALLBACKS = (None, "sdpa")
+
+
+def check_options(layout: Any, fallback: Any, deterministic: Any, return_lse: Any) -> None:
+    if layout not in _LAYOUTS:
+        raise BadArgument(f"layout {layout!r} is unknown; one of: {', '.join(_LAYOUTS)}")
+    if fallback not in _FALLBACKS:
+        raise BadArgument(f'fallback {fallback!r} is unknown; None or "sdpa"')
+    for name, value in (("deterministic", deterministic), ("return_lse", return_lse)):
+        if not isinstance(value, bool):
+            raise BadType(f"{name} is {value!r}; True or False is expected")
+
+
+def band_of(causal: Any, window: Any) -> Band:
+    if causal not in (True, False, "top-left"):
+        raise BadArgument(f'causal is {causal!r}; True, False or "top-left" is expected')
+    if window is None:
+        return Band(right=0 if causal else UNBOUNDED, top_left=causal == "top-left")
+    sides = (window, 0) if isinstance(window, int) else window
+    if not (isinstance(sides, (tuple, list)) and len(sides) == 2
+            and all(isinstance(n, int) and not isinstance(n, bool) for n in sides)):
+        raise BadType(f"window is {window!r}; keys on the left, or (left, right), is expected")
+    left, right = sides
+    if left < 0 or right < 0:
+        raise BadArgument(f"window is {window!r}; neither side may be negative")
+    return Band(left, 0 if causal else right, causal == "top-left")
+
+
+def check_tensors(q: Any, k: Any, v: Any) -> None:
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(tensor, Tensor):
+            raise BadType(f"{name} is {type(tensor).__name__}, a torch.Tensor is expected")
+        if tensor.dim() != 4:
+            raise BadArgument(f"{name} has shape {list(tensor.shape)}, four dimensions expected")
+    if not q.dtype == k.dtype == v.dtype:
+        raise BadType(f"q, k and v differ in type: {q.dtype}, {k.dtype}, {v.dtype}")
+    if q.dtype not in DTYPES and q.dtype is not torch.float64:
+        raise BadType(f"q, k and v are {q.dtype}; float32, float16 or bfloat16 is expected")
+    if not q.device == k.device == v.device:
+        raise BadArgument(f"q, k and v differ in device: {q.device}, {k.device}, {v.device}")
+
+
+def check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """As [batch, heads, rows, dim]."""
+    if not q.shape[0] == k.shape[0] == v.shape[0]:
+        raise BadArgument(
+            f"q, k and v differ in batch: {q.shape[0]}, {k.shape[0]}, {v.shape[0]}"
+        )
+    if k.shape[1] != v.shape[1] or k.shape[2] != v.shape[2]:
+        raise BadArgument(
+            f"k and v differ: {k.shape[1]} and {v.shape[1]} heads, "
+            f"{k.shape[2]} and {v.shape[2]} rows"
+        )
+    heads, kv_heads = q.shape[1], k.shape[1]
+    if (heads % kv_heads if kv_heads else heads) != 0:
+        raise BadArgument(f"q has {heads} heads, which is not a multiple of the {kv_heads} of k")
+    if q.shape[3] != k.shape[3]:
+        raise BadArgument(f"q has head dimension {q.shape[3]}, k has {k.shape[3]}")
+    if q.shape[3] == 0 or v.shape[3] == 0:
+        raise BadArgument(f"head dimensions are {q.shape[3]} and {v.shape[3]}; 0 makes no sense")
+
+
+def scale_of(scale: Any, head_dim: int) -> float:
+    if scale is None:
+        return 1 / math.sqrt(head_dim)
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        raise BadType(f"scale is {scale!r}; a number is expected")
+    if not 0 < scale < math.inf:
+        raise BadArgument(f"scale is {scale!r}; a positive finite number is expected")
+    return float(scale)

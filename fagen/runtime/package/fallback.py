@@ -1,0 +1,93 @@
+"""What torch computes instead, when the caller allows it, and why it had to."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from . import launch
+from .errors import NoKernel
+from .ops import wants_gradient
+from .selection import UNBOUNDED, Band, choose, find, problems
+
+_reasons: Counter[str] = Counter()
+
+
+def fell_back() -> dict[str, int]:
+    """How many calls torch computed instead of a kernel of this package, by reason."""
+    return dict(_reasons)
+
+
+def count(reason: str) -> None:
+    if not torch.compiler.is_compiling():
+        _reasons[reason] += 1
+
+
+def cannot_serve(q: Tensor, k: Tensor, v: Tensor, band: Band, deterministic: bool) -> str | None:
+    """None when kernels serve the call and, if a gradient is wanted, its backward."""
+    if not q.numel() or not k.numel() or not v.numel():
+        return None
+    for op in ("fwd", "bwd") if wants_gradient(q, k, v) else ("fwd",):
+        call = launch.call_of(op, q, k, v, band, deterministic)
+        if torch.compiler.is_compiling():
+            if not _compiled_in(tuple(problems(call)), q.device):
+                return f"no kernel of this package serves the {op}"
+            continue
+        try:
+            choose(call)
+        except NoKernel as reason:
+            return str(reason).splitlines()[0]
+    return None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _compiled_in(names: tuple[str, ...], device: torch.device) -> bool:
+    """A constant to the compiler: the same for all sizes."""
+    return find(names, device, (1, 1, 1, 1, 1)) is not None
+
+
+# --- attention by the textbook -------------------------------------------------------------------
+
+
+def textbook(
+    q: Tensor, k: Tensor, v: Tensor, *, reason: str, band: Band, scale: float, with_lse: bool
+) -> tuple[Tensor, Tensor]:
+    """torch's own function where it can say the same, else the formula; differentiable by torch.
+
+    The log-sum-exp is only right ``with_lse``.
+    """
+    count(reason)
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    is_causal = band == Band(right=0, top_left=True) or (
+        band == Band(right=0) and q.shape[2] == k.shape[2]
+    )
+    if not with_lse and (is_causal or band == Band()):
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, scale=scale)
+        return out, out.new_empty(0)
+    exact = torch.promote_types(q.dtype, torch.float32)
+    keep = mask(band, q.shape[2], k.shape[2], q.device)
+    scores = (q.to(exact) @ k.to(exact).mT * scale).masked_fill(~keep, -math.inf)
+    seen = keep.any(-1)[:, None]
+    # A row that sees nothing takes part as a row of zeros, so that no gradient is nan.
+    scores = scores.masked_fill(~seen, 0)
+    out = (scores.softmax(-1).masked_fill(~seen, 0) @ v.to(exact)).to(q.dtype)
+    lse = scores.logsumexp(-1).masked_fill(~seen[:, 0], -math.inf)
+    return out, lse if exact is torch.float64 else lse.to(torch.float32)
+
+
+def mask(band: Band, seqlen_q: int, seqlen_kv: int, device: torch.device) -> Tensor:
+    """True where (q, k) stays."""
+    shift = 0 if band.top_left else seqlen_kv - seqlen_q
+    diagonal = torch.arange(seqlen_q, device=device)[:, None] + shift
+    key = torch.arange(seqlen_kv, device=device)[None, :]
+    keep = torch.ones(seqlen_q, seqlen_kv, dtype=torch.bool, device=device)
+    if band.left != UNBOUNDED:
+        keep = keep & (key >= diagonal - band.left)
+    if band.right != UNBOUNDED:
+        keep = keep & (key <= diagonal + band.right)
+    return keep

@@ -1,0 +1,160 @@
+"""The two operators as torch knows them.
+
+They are registered with torch.library: fake tensors, autograd, torch.compile, export. An eager call
+on plain tensors takes a shorter way to the same functions, because the dispatcher costs more host
+time than a short kernel takes to run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import launch
+from .launch import Options
+from .selection import Choice
+
+NAMESPACE = __name__.rpartition(".")[0].replace(".", "_")
+_OPTIONS = (
+    "int left, int right, bool top_left, float scale, bool rows_first, bool deterministic"
+)
+_registry: Any = torch.library  # parts of it are untyped
+_library = _registry.Library(NAMESPACE, "DEF")
+_library.define(f"fwd(Tensor q, Tensor k, Tensor v, {_OPTIONS}) -> (Tensor, Tensor)")
+_library.define(
+    "bwd(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
+    f"{_OPTIONS}) -> (Tensor, Tensor, Tensor)"
+)
+_fwd = getattr(torch.ops, NAMESPACE).fwd.default
+_bwd = getattr(torch.ops, NAMESPACE).bwd.default
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    given = Options(*options)
+    return launch.forward(q, k, v, given, launch.choose_for("fwd", q, k, v, given))
+
+
+def _backward(
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    *options: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    given = Options(*options)
+    choice = launch.choose_for("bwd", q, k, v, given)
+    return launch.backward(dout, dlse, q, k, v, out, lse, given, choice)
+
+
+for _key in ("CPU", "CUDA"):
+    _library.impl("fwd", _forward, _key)
+    _library.impl("bwd", _backward, _key)
+
+
+def _forward_shapes(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    batch, heads, rows, _ = q.shape
+    out = launch.allocate(q, heads, rows, v.shape[3], Options(*options).rows_first)
+    return out, q.new_empty((batch, heads, rows), dtype=torch.float32)
+
+
+def _backward_shapes(
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    *options: Any,
+) -> tuple[Tensor, ...]:
+    rows_first = Options(*options).rows_first
+    return tuple(
+        launch.allocate(q, x.shape[1], x.shape[2], x.shape[3], rows_first) for x in (q, k, v)
+    )
+
+
+_registry.register_fake(f"{NAMESPACE}::fwd", _forward_shapes, lib=_library)
+_registry.register_fake(f"{NAMESPACE}::bwd", _backward_shapes, lib=_library)
+
+# --- autograd ------------------------------------------------------------------------------------
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, *ctx.options = inputs
+    ctx.save_for_backward(q, k, v, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
+    q, k, v, out, lse = ctx.saved_tensors
+    if dout is None and dlse is None:
+        return (None,) * 9
+    if dout is None:
+        dout = torch.zeros_like(out)
+    return *_bwd(dout, dlse, q, k, v, out, lse, *ctx.options), *(None,) * 6
+
+
+_registry.register_autograd(f"{NAMESPACE}::fwd", _gradients, setup_context=_keep, lib=_library)
+
+
+class Plan:
+    """Everything about an eager call that does not depend on the numbers in its tensors."""
+
+    __slots__ = ("backward", "differentiable", "forward", "options")
+
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, options: Options) -> None:
+        self.options = options
+        self.differentiable = wants_gradient(q, k, v)
+        self.forward: Choice | None = launch.choose_for("fwd", q, k, v, options)
+        # Also now, rather than in the middle of a backward, where there is no kernel.
+        self.backward: Choice | None = (
+            launch.choose_for("bwd", q, k, v, options) if self.differentiable else None
+        )
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        if self.differentiable:
+            output: tuple[Tensor, Tensor] = _Eager.apply(  # type: ignore[no-untyped-call]
+                q, k, v, self
+            )
+            return output
+        return launch.forward(q, k, v, self.options, self.forward)
+
+
+class _Eager(torch.autograd.Function):
+    """The operators without the dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+        out, lse = launch.forward(q, k, v, plan.options, plan.forward)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.set_materialize_grads(False)
+        ctx.plan = plan
+        return out, lse
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
+        if dout is None and dlse is None:
+            return None, None, None, None
+        q, k, v, out, lse = ctx.saved_tensors
+        if dout is None:
+            dout = torch.zeros_like(out)
+        plan = ctx.plan
+        grads = launch.backward(dout, dlse, q, k, v, out, lse, plan.options, plan.backward)
+        return *grads, None
+
+
+def dispatched(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+    """The way through torch's dispatcher, for whoever listens there."""
+    output: tuple[Tensor, Tensor] = _fwd(q, k, v, *options)
+    return output
+
+
+def wants_gradient(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    return torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+
+
+def is_plain(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Real memory, and nobody who wants to see the operator: no compiler, mode or transform."""
+    return (
+        type(q) in _PLAIN and type(k) in _PLAIN and type(v) in _PLAIN
+        and not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()
+        and torch._C._functorch.maybe_current_level() is None
+    )
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)

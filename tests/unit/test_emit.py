@@ -1,0 +1,121 @@
+"""What is written: the files, the manifest, the same bytes each time, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fagen import paths
+from fagen.emit import Shipped, emit
+from fagen.errors import FagenError, UsageError
+from fagen.link import find_cc
+from fagen.model import Entry, Measurement, Workload
+from tests.unit import toykernel
+
+MEASURED = Measurement(10.0, 9.0, 11.0, 5, 0.25, "lse", tflops=1.5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAGEN_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def shipped(slug: str, workload: str = "b1-h2-s64") -> Shipped:
+    part = toykernel.part(slug, paths.cache())
+    candidate = part.candidate
+    entry = Entry(candidate.problem, candidate.target, Workload.parse(workload), "toy",
+                  {"answer": 0}, MEASURED, provenance={"date": "2026-01-01"})
+    return Shipped(part, entry)
+
+
+@pytest.fixture(scope="module")
+def kernels() -> list[Shipped]:
+    return [shipped("fwd-fp32-d8-dense"), shipped("fwd-fp32-d8-causal"),
+            shipped("fwd-fp32-d8-dense", "b1-h2-s4096")]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_twice_the_same_bytes_in_any_order(kernels: list[Shipped], tmp_path: Path) -> None:
+    one = emit(kernels, tmp_path / "a" / "pack")
+    two = emit(kernels[::-1], tmp_path / "b" / "elsewhere", "pack")
+    assert contents(one) == contents(two)
+    everything = b"".join(contents(one).values())
+    assert str(tmp_path).encode() not in everything
+    assert str(paths.cache()).encode() not in everything
+
+
+def test_the_manifest_says_what_is_inside(kernels: list[Shipped], tmp_path: Path) -> None:
+    folder = emit(kernels, tmp_path / "pack")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    library = (folder / manifest["library"]).read_bytes()
+    assert manifest["library"] == "libpack.so"
+    assert manifest["sha256"] == hashlib.sha256(library).hexdigest()
+    assert [(k["problem"], k["workload"]) for k in manifest["kernels"]] == [
+        ("fwd-fp32-d8-causal", "b1-h2-s64"), ("fwd-fp32-d8-dense", "b1-h2-s4096"),
+        ("fwd-fp32-d8-dense", "b1-h2-s64"),
+    ]
+    kernel = manifest["kernels"][0]
+    built = next(s.part for s in kernels if str(s.entry.problem) == kernel["problem"])
+    assert kernel["binary"]["sha256"] == built.binary.sha256
+    assert kernel["source"] == built.source.digest
+    assert kernel["speed"] == {"median_us": 10.0, "tflops": 1.5}
+    assert kernel["error"] == {"of_bound": 0.25, "bound_by": "lse"}
+    assert kernel["provenance"] == {"date": "2026-01-01"}
+    assert {"py.typed", "__init__.py", "include/fagen.h", "include/params.h"} <= set(
+        contents(folder))
+
+
+def test_the_header_stands_alone(kernels: list[Shipped], tmp_path: Path) -> None:
+    """In C and in C++, from the package's own folder."""
+    folder = emit(kernels, tmp_path / "pack")
+    for language, standard in (("c", "c11"), ("c++", "c++17")):
+        subprocess.run(
+            [find_cc(), "-x", language, f"-std={standard}", "-Wall", "-Wextra", "-Werror",
+             "-fsyntax-only", "-I", str(folder / "include"), "-"],
+            input='#include "fagen.h"\n', text=True, check=True,
+        )
+
+
+def test_an_older_package_is_replaced_and_nothing_else(
+    kernels: list[Shipped], tmp_path: Path
+) -> None:
+    folder = emit(kernels[:1], tmp_path / "pack")
+    (folder / "left over").write_text("x")
+    emit(kernels, folder)
+    assert not (folder / "left over").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["pack"]
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="not a package that fagen wrote"):
+        emit(kernels, mine)
+    assert (mine / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["my-package", "class", "../x", "", "x" * 65, "a b", "a;b"])
+def test_a_name_must_be_importable(kernels: list[Shipped], tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be imported"):
+        emit(kernels, tmp_path / "pack" if name else Path("/"), name)
+
+
+def test_what_cannot_be_emitted(kernels: list[Shipped], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no kernel"):
+        emit([], tmp_path / "pack")
+    with pytest.raises(UsageError, match="given twice"):
+        emit([kernels[0], kernels[0]], tmp_path / "pack")
+    with pytest.raises(FagenError, match="cannot be written"):
+        emit(kernels, Path("/proc/nowhere/pack"))
+    gone = replace(kernels[0].part, binary=replace(kernels[0].part.binary, path="/nonexistent"))
+    with pytest.raises(FagenError):
+        emit([replace(kernels[0], part=gone)], tmp_path / "pack")
+    assert not list(tmp_path.iterdir())
