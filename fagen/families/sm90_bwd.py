@@ -6,6 +6,7 @@ rendered kernel asserts that both agree.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fagen.families.base import Kernel, Plan, Region, Rule, Step, TensorMap, knob, product
@@ -125,17 +126,25 @@ class Config:
         d, dv = padded(problem.head_dim) // 2, padded(problem.head_dim_v) // 2
         scores = self.block_m // 2
         if self.roles == "split":
-            return max(d, dv) + scores + scores
+            return max(d, dv) + 3 * scores // 2
         making_ds = 2 * scores if self.p_fp32 else 3 * scores // 2
         making_dq = scores + (0 if self.own_dq else self.dq_piece_columns(problem) // 2)
         return d + dv + max(making_ds, making_dq)
 
     @property
     def register_budget(self) -> int:
-        """The most that compiled without spills, by what setmaxnreg grants."""
+        """The most that compiled without spills under what setmaxnreg grants."""
         if self.own_dq:
-            return 192 if self.threads == 512 else 112
+            granted = 208 if self.dq_columns == 64 else 192
+            return granted - (16 if self.roles == "split" else 32) if self.threads == 512 else 112
         return 208 if self.threads == 384 else 136
+
+    def fits(self, problem: Problem, target: Target) -> bool:
+        return (
+            bool(self.dq_cut(problem))
+            and self.registers(problem) <= self.register_budget
+            and self.shared_bytes(problem) <= target.shared_bytes
+        )
 
 
 def _maps(problem: Problem, config: Config) -> tuple[TensorMap, ...]:
@@ -203,23 +212,26 @@ _RULES = (
 )
 
 
-def _default(problem: Problem, target: Target) -> Config:
-    d, dv = padded(problem.head_dim), padded(problem.head_dim_v)
-    banded = str(problem.pattern) != "dense"
+def _preferred(problem: Problem) -> Iterator[Config]:
+    """What was fastest on an H200 first; later ones serve wider heads."""
+    order = "by_head" if str(problem.pattern) == "dense" else "heavy_first"
     ordered = "deterministic" in problem.features
-    order = "heavy_first" if banded else "by_head"
-    if d + dv > 256 or max(d, dv) > 192:
-        stages_do = 2 if max(d, dv) <= 192 else 1
-        return Config(roles="split", dq="own", warpgroups=1, stages_do=stages_do, order=order)
-    if max(d, dv) <= 64 and not ordered:
-        return Config(dq="lockstep", block_m=128, order=order)
-    if max(d, dv) <= 64:
-        return Config(dq="delayed", block_m=128, stages_ds=3, order=order)
-    if d == 128 and (banded or ordered):
-        return Config(dq="delayed", block_m=64, stages_ds=3, order=order)
-    if d == 128:
-        return Config(dq="lockstep", block_m=80, order=order)
-    return Config(dq="own", block_m=64, order=order)
+    if not ordered:
+        yield Config(dq="lockstep", block_m=128, order=order)
+        if order == "by_head":
+            yield Config(dq="lockstep", block_m=80, order=order)
+    yield Config(dq="delayed", block_m=128, stages_ds=3, order=order)
+    if padded(problem.head_dim) == 128:
+        yield Config(dq="delayed", block_m=64, stages_ds=3, p_fp32=not ordered, order=order)
+    yield Config(dq="own", block_m=64, dq_columns=128, order=order)
+    yield Config(dq="own", block_m=64, order=order)
+    for stages_do in (2, 1):
+        yield Config(roles="split", dq="own", warpgroups=1, stages_do=stages_do, order=order)
+
+
+def _default(problem: Problem, target: Target) -> Config:
+    *others, last = _preferred(problem)
+    return next((config for config in others if config.fits(problem, target)), last)
 
 
 BWD = Kernel(

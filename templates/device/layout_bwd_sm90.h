@@ -30,9 +30,9 @@ constexpr int THREADS = 128 * (FIRST_CONSUMER + CONSUMERS);
 // Waiting for turns takes the warps that send dQ a few more.
 constexpr bool THREE_GROUPS = THREADS == 384;
 constexpr int PRODUCER_REGISTERS = OWN_DQ ? 24 : THREE_GROUPS ? (DETERMINISTIC ? 40 : 24) : 32;
-constexpr int DQ_REGISTERS = 72;
+constexpr int DQ_REGISTERS = DQ_COLUMNS <= 64 ? 72 : 104;
 constexpr int CONSUMER_REGISTERS = THREE_GROUPS      ? (DETERMINISTIC ? 232 : 240)
-                                   : THREADS == 512 ? (OWN_DQ ? 208 : 160)
+                                   : THREADS == 512 ? (OWN_DQ ? (488 - DQ_REGISTERS) / 2 : 160)
                                                     : 128;
 
 // How dQ, BLOCK_M x D, is cut. A piece is one accumulator, 64 rows by DQ_COLUMNS; with lockstep and

@@ -38,13 +38,15 @@ struct Consumer {
     wait_full<STAGES_DO>(shared + DO_FULL, c);
     multiply_columns<BLOCK_M, DV, VTile, DoTile>(dp, v_rows(), dout(c));
   }
+  template <bool MASKED>
   FAGEN_DEVICE void make_probabilities(Scores &s, const Walk &walk) const {
     probabilities(s, scale_log2, lse(walk.c));
-    if (walk.span.masked(walk.m)) drop_masked(p, s, key(walk.n), walk.m);
+    if constexpr (MASKED) drop_masked(p, s, key(walk.n), walk.m);
   }
 
   // P and dS of step walk.c, packed. With P_FP32, S and dP run together and P stays in fp32 until
   // dS is made; otherwise P is packed first, and dV runs under the arithmetic of dS.
+  template <bool MASKED>
   FAGEN_DEVICE void make_p_and_ds(Packed &p16, Packed &ds16, float (&dv)[DV / 2],
                                   const Walk &walk) const {
     if constexpr (P_FP32) {
@@ -53,7 +55,7 @@ struct Consumer {
       issue_dp(dp, walk.c);
       wgmma_wait<1>();
       pin(s);
-      make_probabilities(s, walk);
+      make_probabilities<MASKED>(s, walk);
       pin(s);
       wgmma_wait<0>();
       pin(dp);
@@ -63,7 +65,8 @@ struct Consumer {
       issue_scores(s, walk.c);
       wgmma_wait<0>();
       pin(s);
-      make_probabilities(s, walk);
+      make_probabilities<MASKED>(s, walk);
+      pin(s);
       pack_all(p16, s);
       pin(p16);
       Scores dp;
@@ -90,97 +93,107 @@ struct Consumer {
   FAGEN_DEVICE void release_q(int c) const { arrive_by_warp<STAGES_Q>(shared + Q_EMPTY, c); }
   FAGEN_DEVICE void release_do(int c) const { arrive_by_warp<STAGES_DO>(shared + DO_EMPTY, c); }
 
-  FAGEN_DEVICE void lockstep(float (&dk)[D / 2], float (&dv)[DV / 2]) const;
-  FAGEN_DEVICE void delayed(float (&dk)[D / 2], float (&dv)[DV / 2]) const;
-  FAGEN_DEVICE void without_dq(float (&dk)[D / 2], float (&dv)[DV / 2]) const;
+  template <bool MASKED>
+  FAGEN_DEVICE void lockstep(float (&dk)[D / 2], float (&dv)[DV / 2], const Walk &walk) const;
+  template <bool MASKED>
+  FAGEN_DEVICE void delayed(float (&dk)[D / 2], float (&dv)[DV / 2], const Walk &walk) const;
+  template <bool MASKED>
+  FAGEN_DEVICE void without_dq(float (&dk)[D / 2], float (&dv)[DV / 2], const Walk &walk) const;
+  FAGEN_DEVICE void last_delayed_dq(int steps) const;
+
+  template <bool MASKED>
+  FAGEN_DEVICE void step(float (&dk)[D / 2], float (&dv)[DV / 2], const Walk &walk) const {
+    if constexpr (DQ == Dq::lockstep) lockstep<MASKED>(dk, dv, walk);
+    if constexpr (DQ == Dq::delayed) delayed<MASKED>(dk, dv, walk);
+    if constexpr (DQ == Dq::own) without_dq<MASKED>(dk, dv, walk);
+  }
 };
 
-FAGEN_DEVICE void Consumer::lockstep(float (&dk)[D / 2], float (&dv)[DV / 2]) const {
-#pragma unroll 1
-  for (Walk walk(p); walk.more(); walk.advance()) {
-    const int c = walk.c;
-    Packed p16, ds16;
-    make_p_and_ds(p16, ds16, dv, walk);
-    store_gradients(ds(c), w, ds16);
-    issue_dv(dv, p16, c);
-    fence_async_shared();
-    named_sync(EVERY_CONSUMER, 128 * CONSUMERS);  // all of dS is there, and the last dQ was read
-    float dq[DQ_PIECE_COLUMNS / 2];
-    multiply_own_piece(dq, ds(c), shared + AT_K, w);
-    wgmma_wait<1>();
-    pin(dv);
-    pin(p16);
-    release_do(c);
-    issue_dk(dk, ds16, c);
-    wgmma_wait<1>();
-    pin(dq);
-    hand_over_dq(shared, dq, w);
-    wgmma_wait<0>();
-    pin(dk);
-    pin(ds16);
-    release_q(c);
-  }
+template <bool MASKED>
+FAGEN_DEVICE void Consumer::lockstep(float (&dk)[D / 2], float (&dv)[DV / 2],
+                                     const Walk &walk) const {
+  const int c = walk.c;
+  Packed p16, ds16;
+  make_p_and_ds<MASKED>(p16, ds16, dv, walk);
+  store_gradients(ds(c), w, ds16);
+  issue_dv(dv, p16, c);
+  fence_async_shared();
+  named_sync(EVERY_CONSUMER, 128 * CONSUMERS);  // all of dS is there, and the last dQ was read
+  float dq[DQ_PIECE_COLUMNS / 2];
+  multiply_own_piece(dq, ds(c), shared + AT_K, w);
+  wgmma_wait<1>();
+  pin(dv);
+  pin(p16);
+  release_do(c);
+  issue_dk(dk, ds16, c);
+  wgmma_wait<1>();
+  pin(dq);
+  hand_over_dq(shared, dq, w);
+  wgmma_wait<0>();
+  pin(dk);
+  pin(ds16);
+  release_q(c);
 }
 
-FAGEN_DEVICE void Consumer::delayed(float (&dk)[D / 2], float (&dv)[DV / 2]) const {
-  Walk walk(p);
-#pragma unroll 1
-  for (; walk.more(); walk.advance()) {
-    const int c = walk.c, before = c + STAGES_DS - 1;  // the same stage as c - 1
-    Packed p16, ds16;
-    float dq[DQ_PIECE_COLUMNS / 2];
-    make_p_and_ds(p16, ds16, dv, walk);
-    issue_dv(dv, p16, c);
-    publish_ds(ds16, c);
-    if (c > 0) wait_full<STAGES_DS>(shared + DS_FULL, c - 1);
-    multiply_own_piece(dq, ds(before), shared + AT_K, w);  // of no use in step 0
-    issue_dk(dk, ds16, c);
-    wgmma_wait<1>();
-    pin(dv);
-    pin(p16);
-    pin(dq);
-    release_do(c);
-    if (c > 0) {
-      arrive_by_warp<STAGES_DS>(shared + DS_EMPTY, c - 1);
-      hand_over_dq(shared, dq, w);
-    }
-    wgmma_wait<0>();
-    pin(dk);
-    pin(ds16);
-    release_q(c);
-  }
-  if (walk.c > 0) {
-    float dq[DQ_PIECE_COLUMNS / 2];
-    wait_full<STAGES_DS>(shared + DS_FULL, walk.c - 1);
-    multiply_own_piece(dq, ds(walk.c - 1), shared + AT_K, w);
-    wgmma_wait<0>();
-    pin(dq);
+template <bool MASKED>
+FAGEN_DEVICE void Consumer::delayed(float (&dk)[D / 2], float (&dv)[DV / 2],
+                                    const Walk &walk) const {
+  const int c = walk.c, before = c + STAGES_DS - 1;  // the same stage as c - 1
+  Packed p16, ds16;
+  float dq[DQ_PIECE_COLUMNS / 2];
+  make_p_and_ds<MASKED>(p16, ds16, dv, walk);
+  issue_dv(dv, p16, c);
+  publish_ds(ds16, c);
+  if (c > 0) wait_full<STAGES_DS>(shared + DS_FULL, c - 1);
+  multiply_own_piece(dq, ds(before), shared + AT_K, w);  // of no use in step 0
+  issue_dk(dk, ds16, c);
+  wgmma_wait<1>();
+  pin(dv);
+  pin(p16);
+  pin(dq);
+  release_do(c);
+  if (c > 0) {
+    arrive_by_warp<STAGES_DS>(shared + DS_EMPTY, c - 1);
     hand_over_dq(shared, dq, w);
   }
+  wgmma_wait<0>();
+  pin(dk);
+  pin(ds16);
+  release_q(c);
 }
 
-FAGEN_DEVICE void Consumer::without_dq(float (&dk)[D / 2], float (&dv)[DV / 2]) const {
-  Walk walk(p);
-#pragma unroll 1
-  for (; walk.more(); walk.advance()) {
-    const int c = walk.c;
-    Packed p16, ds16;
-    make_p_and_ds(p16, ds16, dv, walk);
-    issue_dv(dv, p16, c);
-    publish_ds(ds16, c);
-    issue_dk(dk, ds16, c);
-    wgmma_wait<1>();
-    pin(dv);
-    pin(p16);
-    release_do(c);
-    wgmma_wait<0>();
-    pin(dk);
-    pin(ds16);
-    release_q(c);
-  }
-  // The last dQ multiply still reads K, whose place the output takes.
-  if (walk.c > 0) barrier_wait(shared + DS_EMPTY + 8 * ((walk.c - 1) % STAGES_DS),
-                               (walk.c - 1) / STAGES_DS & 1);
+FAGEN_DEVICE void Consumer::last_delayed_dq(int steps) const {
+  if (steps == 0) return;
+  float dq[DQ_PIECE_COLUMNS / 2];
+  wait_full<STAGES_DS>(shared + DS_FULL, steps - 1);
+  multiply_own_piece(dq, ds(steps - 1), shared + AT_K, w);
+  wgmma_wait<0>();
+  pin(dq);
+  hand_over_dq(shared, dq, w);
+}
+
+template <bool MASKED>
+FAGEN_DEVICE void Consumer::without_dq(float (&dk)[D / 2], float (&dv)[DV / 2],
+                                       const Walk &walk) const {
+  const int c = walk.c;
+  Packed p16, ds16;
+  make_p_and_ds<MASKED>(p16, ds16, dv, walk);
+  issue_dv(dv, p16, c);
+  publish_ds(ds16, c);
+  issue_dk(dk, ds16, c);
+  wgmma_wait<1>();
+  pin(dv);
+  pin(p16);
+  release_do(c);
+  wgmma_wait<0>();
+  pin(dk);
+  pin(ds16);
+  release_q(c);
+}
+
+// Until the last dQ multiply, which reads K, is done. Only with a dQ warpgroup.
+FAGEN_DEVICE void await_last_dq(uint32_t shared, int steps) {
+  if (steps > 0) wait_full<STAGES_DS>(shared + DS_EMPTY, steps - 1);
 }
 
 FAGEN_DEVICE void consume_rows(const fagen_params &p, uint32_t shared, int w, const TensorMap *dk_map,
@@ -193,10 +206,19 @@ FAGEN_DEVICE void consume_rows(const fagen_params &p, uint32_t shared, int w, co
   for (int i = 0; i < DV / 2; i++) dv[i] = 0.f;
   barrier_wait(shared + K_FULL, 0);
   barrier_wait(shared + V_FULL, 0);
-  if constexpr (DQ == Dq::lockstep) consumer.lockstep(dk, dv);
-  if constexpr (DQ == Dq::delayed) consumer.delayed(dk, dv);
-  if constexpr (DQ == Dq::own) consumer.without_dq(dk, dv);
-  else named_sync(EVERY_CONSUMER, 128 * CONSUMERS);  // nobody reads K any more
+  Walk walk(p);
+#pragma unroll 1
+  for (; walk.more(); walk.advance())
+    if (walk.span.masked(walk.m))
+      consumer.step<true>(dk, dv, walk);
+    else
+      consumer.step<false>(dk, dv, walk);
+  if constexpr (DQ == Dq::delayed) consumer.last_delayed_dq(walk.steps);
+  // The output takes the place of K and V when nobody reads them any more.
+  if constexpr (DQ == Dq::own)
+    await_last_dq(shared, walk.steps);
+  else
+    named_sync(EVERY_CONSUMER, 128 * CONSUMERS);
   stage_output<VTile, DV>(consumer.v_rows(), dv, 1.f);
   stage_output<KTile, D>(consumer.k_rows(), dk, p.scale);
   fence_async_shared();

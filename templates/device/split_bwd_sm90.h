@@ -65,7 +65,10 @@ FAGEN_DEVICE void value_side(const Consumer &consumer, const TensorMap *dv_map) 
       consumer.issue_scores(s, c);
       wgmma_wait<0>();
       pin(s);
-      consumer.make_probabilities(s, walk);
+      if (walk.span.masked(walk.m))
+        consumer.make_probabilities<true>(s, walk);
+      else
+        consumer.make_probabilities<false>(s, walk);
       consumer.release_q(c);
       pack_all(p16, s);
       pin(p16);
@@ -80,8 +83,7 @@ FAGEN_DEVICE void value_side(const Consumer &consumer, const TensorMap *dv_map) 
   }
   barrier_wait(shared + V_FULL, 0);
   // The key side reads V until its last dP is done; then it lets go of that step's dO.
-  if (walk.c > 0)
-    barrier_wait(shared + DO_EMPTY + 8 * ((walk.c - 1) % STAGES_DO), (walk.c - 1) / STAGES_DO & 1);
+  if (walk.steps > 0) wait_full<STAGES_DO>(shared + DO_EMPTY, walk.steps - 1);
   output<VTile, DV>(consumer.p, shared + AT_V, dv, 1.f, dv_map, 0);
 }
 
@@ -116,8 +118,7 @@ FAGEN_DEVICE void key_side(const Consumer &consumer, const TensorMap *dk_map) {
   }
   barrier_wait(shared + K_FULL, 0);
   // The last dQ, and before it the last scores, read K.
-  if (walk.c > 0)
-    barrier_wait(shared + DS_EMPTY + 8 * ((walk.c - 1) % STAGES_DS), (walk.c - 1) / STAGES_DS & 1);
+  await_last_dq(shared, walk.steps);
   output<KTile, D>(consumer.p, shared + AT_K, dk, consumer.p.scale, dk_map, 1);
 }
 
