@@ -57,6 +57,7 @@ class Pool:
     ) -> None:
         self.device = device if isinstance(device, str) else device.name
         self.renderer = renderer  # the search asks for digests
+        self.renderer = renderer
         limits = limits or Limits()
         scratch.mkdir(parents=True, exist_ok=True)
         self._builds = Builds(

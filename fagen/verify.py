@@ -8,6 +8,7 @@ large and would hide anything that happens to the small late ones.
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from fagen.model import Problem
 
 TILE_ROWS = 64
 SAMPLED_GROUPS = 3
-KEPT_CASES = 40  # prepared small cases; a sampled one replaces the sampled one before it
+KEPT_SHARE = 0.25  # of the device's memory, for prepared cases
 _EPS = 2.0**-23
 
 Group = tuple[int, int]  # batch, key/value head
@@ -55,6 +56,12 @@ class Prepared:
     groups: tuple[Group, ...]
     expected: Mapping[str, Expected]
 
+    @property
+    def bytes(self) -> int:
+        buffers = (b.raw for b in self.inputs.values())
+        answers = (t for e in self.expected.values() for t in (e.want, e.bound))
+        return sum(t.nbytes for t in (*buffers, *self.untouched.values(), *answers))
+
     def heads(self, name: str, tensor: Tensor) -> Tensor:
         """The compared heads of a tensor, one after another."""
         w = self.case.workload
@@ -71,25 +78,28 @@ class Score:
 
 
 class Checker:
-    """Verifies kernels on one device; remembers prepared cases."""
+    """Verifies kernels on one device; remembers prepared cases, the latest ones."""
 
     def __init__(self, device: str, threads: int) -> None:
         self.device, self.threads = device, threads
+        self.room = KEPT_SHARE * _memory_bytes(device)
         self._cases: OrderedDict[tuple[str, Case], Prepared] = OrderedDict()
 
     def prepared(self, problem: Problem, case: Case) -> Prepared:
         key = (str(problem), case)
         if key not in self._cases:
-            for old in [k for k in self._cases if case.sampled and k[1].sampled]:
-                del self._cases[old]
-            while len(self._cases) >= KEPT_CASES:
-                self._cases.popitem(last=False)
             # Small tensors on several threads: the threads would mostly wait for each other.
             torch.set_num_threads(self.threads if case.sampled else 1)
-            self._cases[key] = prepare(problem, case, self.device)
+            made = prepare(problem, case, self.device)
             torch.set_num_threads(1)
+            while self._cases and made.bytes + self._bytes() > self.room:
+                self._cases.popitem(last=False)
+            self._cases[key] = made
         self._cases.move_to_end(key)
         return self._cases[key]
+
+    def _bytes(self) -> int:
+        return sum(kept.bytes for kept in self._cases.values())
 
     def check(self, library: Library, prepared: Prepared) -> Score:
         """Raises WrongResult in words."""
@@ -109,6 +119,12 @@ class Checker:
             if not torch.equal(prepared.inputs[name].raw, before):
                 raise MemoryDamaged(f"the kernel changed its input {name} on {case}")
         return max(scores, key=lambda score: score.error)
+
+
+def _memory_bytes(device: str) -> int:
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[1]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _compare(prepared: Prepared, name: str, values: Tensor) -> Score:

@@ -181,6 +181,18 @@ def test_not_a_number_must_be_where_the_textbook_has_it(check):
         check("fwd-bf16-d16", case, spoiled("o", (0, 0, 34, 3), lambda x: math.nan))
 
 
+def test_old_cases_make_room_for_new_ones():
+    problem, checker = Problem.parse("fwd-fp32-d16"), Checker("cpu", 1)
+    cases = [Case(Workload(1, 1, 1, n, n)) for n in (65, 66, 67)]
+    made = [checker.prepared(problem, case) for case in cases]
+    assert [checker.prepared(problem, case) for case in cases] == made  # nothing made twice
+    assert made[0].bytes > 65 * 16 * 4 * 4
+    checker.room = made[2].bytes * 2.5
+    checker.prepared(problem, Case(Workload(1, 1, 1, 68, 68)))
+    assert checker.prepared(problem, cases[2]) is made[2]
+    assert checker.prepared(problem, cases[0]) is not made[0]
+
+
 def test_difference_and_tiles():
     inf, nan = math.inf, math.nan
     got = torch.tensor([1.0, nan, nan, inf, inf, -inf, 2.0])
