@@ -9,7 +9,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | tr -c '0-9\n' -)
 DEMO_ENV := FAGEN_DATA_DIR=$(CURDIR)/build/demo/data FAGEN_CACHE_DIR=$(CURDIR)/build/demo/cache
 
-.PHONY: help setup demo test test-gpu check compile-all snapshots docs size clean
+.PHONY: help setup pycuda demo test test-gpu check compile-all snapshots docs size clean
 
 help:
 	@echo "make demo         tune, emit and use a package on this machine, against torch"
@@ -17,6 +17,7 @@ help:
 	@echo "make check        ruff, mypy and the tests of the module layers"
 	@echo "make test-gpu     the GPU tests; fails without a GPU"
 	@echo "make compile-all  build every family and pattern, also for hardware that is not here"
+	@echo "make pycuda       build PyCUDA, also where there is no driver to link it with"
 	@echo "make snapshots    rewrite the rendered sources under tests/snapshots"
 	@echo "make docs         rewrite docs/cli.md from --help"
 	@echo "make size         lines by file, and the size of the demo package"
@@ -35,6 +36,14 @@ $(STAMP):
 	@touch $@
 
 setup: $(STAMP)
+
+# PyCUDA comes as source and links libcuda; where no driver is installed, a stub takes its place.
+pycuda: $(STAMP)
+	$(PY) tests/tools/stub_driver.py build/stub-driver >/dev/null
+	@nvcc=$$($(PY) -c 'from fagen.compilers import find_nvcc; print(find_nvcc())') && \
+	  PATH="$$(dirname $$(readlink -f $$nvcc)):$$PATH" LIBRARY_PATH=$(CURDIR)/build/stub-driver \
+	  $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  "--config-settings=--build-option=--conf:CUDA_ENABLE_CURAND=False" pycuda
 
 demo: $(STAMP)
 	$(DEMO_ENV) $(PY) bench/demo.py

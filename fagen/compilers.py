@@ -93,20 +93,21 @@ def compile_with_pycuda(text: str, arch: str) -> tuple[bytes, str] | None:
 
     PyCUDA needs a driver library to import fully; without one the same nvcc call is made directly.
     """
+    import warnings
+
     try:
         import pycuda.compiler
         import pycuda.driver
-    except ImportError:
-        return None
-    import warnings
 
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        # Its own cache is off: its writes are not atomic, and ours already holds the result.
-        image = pycuda.compiler.compile(
-            text, nvcc=find_nvcc(), options=list(NVCC_FLAGS), arch=arch, no_extern_c=True,
-            cache_dir=False,
-        )
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            # Its own cache is off: its writes are not atomic, and ours already holds the result.
+            image = pycuda.compiler.compile(
+                text, nvcc=find_nvcc(), options=list(NVCC_FLAGS), arch=arch, no_extern_c=True,
+                cache_dir=False,
+            )
+    except ImportError:  # compile imports the driver once more, and threads may race here
+        return None
     return bytes(image), "\n".join(str(w.message) for w in said)
 
 
