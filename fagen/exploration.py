@@ -1,0 +1,242 @@
+"""The first part of a search: try candidates until the budget is used up, losing nothing."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fagen.budget import Budget
+from fagen.errors import BuildError, FagenError
+from fagen.explorer import Explorer, Lane, Planned
+from fagen.families.base import Family, Space
+from fagen.journal import Journal
+from fagen.model import (
+    Binary,
+    Candidate,
+    Entry,
+    Failure,
+    Measurement,
+    Outcome,
+    Problem,
+    Target,
+    Workload,
+)
+from fagen.store import Store, distance
+from fagen.trial import Trial, from_record, to_record
+from fagen.tunable import Pool
+
+_AHEAD = 8  # candidates planned, so that builds run ahead of the device
+_NEAR = 1.10  # within this factor of the best, a candidate is timed again for longer
+_LAGGING = 1.5  # of several workloads, the rest is skipped beyond this factor
+_BETTER = 0.997  # what counts as progress for patience
+_SEEDS = 8  # entries of neighbours that are tried
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something to show: ``start``, ``trial``, ``heat`` (of the final lap) or ``done``."""
+
+    kind: str
+    problem: Problem
+    done: int  # candidates tried, or heats run
+    total: int
+    elapsed_s: float
+    candidate: Candidate | None = None  # the one just tried, or the winner
+    outcome: Outcome | None = None
+    best: Candidate | None = None
+    best_us: float = 0.0  # over all workloads, by weight
+    failures: int = 0
+    resumed: int = 0  # candidates known from an earlier run
+    exhaustive: bool = False
+
+
+class Exploration:
+    """What is tried and known of one problem."""
+
+    def __init__(
+        self, problem: Problem, workloads: Sequence[Workload], target: Target,
+        families: Sequence[Family], pool: Pool, budget: Budget, journal: Journal,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        self.problem, self.workloads, self.target = problem, tuple(workloads), target
+        self.pool, self.budget, self.journal = pool, budget, journal
+        self._emit = on_event or (lambda event: None)
+        self._start = time.monotonic()
+        self.trials: dict[Candidate, Trial] = {}
+        self._best: tuple[float, str, Candidate | None] = (math.inf, "", None)
+        self.defaults = [f.default(problem, target) for f in families]
+        spaces = [Space(problem, target, f) for f in families]
+        self.lanes = [
+            Lane(s, journal.study(s.family.name, s.knobs(), budget.seed)) for s in spaces
+        ]
+        self.resumed = sum(map(self._remember, self.lanes))
+        self.explorer = Explorer(self.lanes, budget.trials, budget.seed)
+
+    def _remember(self, lane: Lane) -> int:
+        """Take what an earlier run told as known, as long as the source is still the same."""
+        for record in lane.study.records:
+            candidate = self._local(record["family"], record["config"])
+            if candidate is None or self.source_digest(candidate) != record["source"]:
+                continue
+            trial = from_record(record)
+            self._keep(candidate, trial)
+            lane.scores[candidate] = math.inf if trial.score is None else trial.score
+        return len(lane.scores)
+
+    def _local(self, family: str, config: dict[str, object]) -> Candidate | None:
+        """A config from elsewhere as a candidate of this search, if it can be one."""
+        for lane in self.lanes:
+            if lane.space.family.name == family:
+                try:
+                    candidate = lane.space.candidate(config)
+                except FagenError:  # a knob or a choice that is no more
+                    return None
+                return candidate if lane.is_legal(candidate) else None
+        return None
+
+    def source_digest(self, candidate: Candidate) -> str:
+        """Empty when it does not render: then that is the candidate's failure."""
+        try:
+            return self.pool.renderer.render(candidate).digest
+        except FagenError:
+            return ""
+
+    # --- seeds ---------------------------------------------------------------------------------
+
+    def seed(self, store: Store) -> None:
+        """The defaults, then what won here and on like problems, nearest first."""
+        like = [e for e in store.entries() if self._is_like(e)]
+        like.sort(key=self._unlikeness)
+        local = [self._local(e.family, e.config) for e in like]
+        winners = dict.fromkeys(c for c in local if c and c not in self.defaults)
+        self.explorer.seed([*self.defaults, *list(winners)[:_SEEDS]])
+
+    def _is_like(self, entry: Entry) -> bool:
+        a, b = entry.problem, self.problem
+        return (a.op, a.dtype, a.pattern) == (b.op, b.dtype, b.pattern)
+
+    def _unlikeness(self, entry: Entry) -> tuple[bool, bool, int, float, str]:
+        return (
+            entry.problem != self.problem,
+            entry.target.facts() != self.target.facts(),
+            abs(entry.problem.head_dim - self.problem.head_dim),
+            distance(entry.workload, self.workloads[0]),
+            f"{entry.problem} {entry.target.name} {entry.workload}",
+        )
+
+    def stored(self, store: Store) -> Candidate | None:
+        """What the store holds for exactly this search."""
+        entry = store.find(self.problem, self.target, self.workloads[0])
+        same = entry is not None and (
+            entry.target.facts() == self.target.facts()
+            and str(entry.workload) == str(self.workloads[0])
+        )
+        return self._local(entry.family, entry.config) if entry and same else None
+
+    # --- trying --------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Builds run ahead of the device: a few candidates are always planned."""
+        ahead: deque[Planned] = deque()
+        self.report("start")
+        stale, best = 0, self.best_score()
+        while not self._out_of_time() and not 0 < self.budget.patience <= stale:
+            while len(ahead) < _AHEAD and (planned := self.explorer.plan()):
+                self.pool.prepare([planned.candidate])
+                ahead.append(planned)
+            if not ahead:
+                break
+            self._try(ahead.popleft())
+            stale = 0 if self.best_score() < best * _BETTER else stale + 1
+            best = min(best, self.best_score())
+        for planned in ahead:
+            self.explorer.withdraw(planned)
+
+    def _out_of_time(self) -> bool:
+        return time.monotonic() - self._start >= self.budget.minutes * 60
+
+    def _try(self, planned: Planned) -> None:
+        candidate = planned.candidate
+        trial = self._time(candidate, self.budget.short_s)
+        close = trial.score is not None and trial.score <= self.best_score() * _NEAR
+        if close and self.budget.long_s > self.budget.short_s:
+            trial = self._time(candidate, self.budget.long_s)
+        record = to_record(candidate, self.source_digest(candidate), trial)
+        self.explorer.tell(planned, trial.score, record)
+        self._keep(candidate, trial)
+        self.report("trial", candidate)
+
+    def _keep(self, candidate: Candidate, trial: Trial) -> None:
+        self.trials[candidate] = trial
+        if self._complete(trial) and trial.score is not None:
+            this = (trial.score, str(candidate), candidate)
+            self._best = min(self._best, this, key=lambda best: best[:2])
+
+    def _complete(self, trial: Trial) -> bool:
+        """Timed on every workload."""
+        return trial.failure is None and len(trial.measurements) == len(self.workloads)
+
+    def _time(self, candidate: Candidate, seconds: float) -> Trial:
+        measured: list[Measurement] = []
+        score = 0.0
+        for workload in self.workloads:
+            if score > self.best_score() * _LAGGING:
+                break
+            outcome = self.pool.measure(candidate, workload, seconds)
+            if isinstance(outcome, Failure):
+                return Trial(failure=outcome)
+            measured.append(outcome)
+            score += workload.weight * outcome.median_us
+        return Trial(tuple(measured), None, score)
+
+    # --- what is known -------------------------------------------------------------------------
+
+    def ranked(self) -> list[Candidate]:
+        """Candidates timed on every workload, the fastest first."""
+        timed = [(t.score, str(c), c) for c, t in self.trials.items() if self._complete(t)]
+        return [candidate for *_, candidate in sorted(timed, key=lambda t: t[:2])]
+
+    def best(self) -> Candidate | None:
+        return self._best[2]
+
+    def best_score(self) -> float:
+        return self._best[0]
+
+    def binary(self, candidate: Candidate) -> Binary:
+        """Built before, so this costs nothing."""
+        built = self.pool.build(candidate)
+        if isinstance(built, Failure):
+            raise BuildError(f"{candidate} was built and measured, and now: {built.reason}")
+        return built.binary
+
+    def finalists(self) -> list[Candidate]:
+        """The best few and every default that works."""
+        ranked = self.ranked()
+        works = [c for c in self.defaults if c in self.trials and self.trials[c].failure is None]
+        return list(dict.fromkeys([*ranked[: self.budget.finalists], *works]))
+
+    def failures(self) -> dict[str, int]:
+        """How many failed at each stage, and how."""
+        failures = [t.failure for t in self.trials.values() if t.failure]
+        return dict(sorted(Counter(f"{f.stage}: {f.kind}" for f in failures).items()))
+
+    def weight(self, candidate: Candidate) -> tuple[int, int]:
+        """Shared memory and registers, which decide among ties."""
+        binary = self.binary(candidate)
+        steps = candidate.family.kernel(self.problem.op).plan(candidate).steps
+        dynamic = max((step.shared_bytes for step in steps), default=0)
+        return binary.shared_bytes + dynamic, binary.registers
+
+    def report(self, kind: str, candidate: Candidate | None = None, done: int = 0,
+               total: int = 0) -> None:
+        best, trial = self.best(), self.trials.get(candidate) if candidate else None
+        self._emit(Event(
+            kind, self.problem,
+            done or self.explorer.tried, total or self.explorer.total,
+            time.monotonic() - self._start, candidate, trial.outcome if trial else None,
+            best, self.best_score() if best else 0.0,
+            sum(self.failures().values()), self.resumed, self.explorer.exhaustive,
+        ))

@@ -1,0 +1,154 @@
+"""Find the fastest verified kernel for a problem within a budget, and store what was learned."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fagen.budget import Budget
+from fagen.errors import INTERRUPTED, FagenError, RunError, UsageError
+from fagen.exploration import Event, Exploration
+from fagen.families import families_for
+from fagen.families.base import Family
+from fagen.finale import Finale, Heat
+from fagen.journal import Journal
+from fagen.learned import Learned, entries_of
+from fagen.model import Candidate, Entry, Failure, Measurement, Problem, Target, Workload
+from fagen.store import Store
+from fagen.tunable import Pool, Renders
+
+__all__ = ["Budget", "Event", "Interrupted", "Pool", "journal_path", "tune"]
+
+
+class Interrupted(FagenError):
+    """The search was stopped by hand. What was told is kept, and the best so far, if any."""
+
+    exit_code = INTERRUPTED
+
+    def __init__(self, message: str, hint: str, entry: Entry | None) -> None:
+        super().__init__(message, hint)
+        self.entry = entry
+
+
+def tune(
+    problem: Problem,
+    workloads: Sequence[Workload],
+    target: Target,
+    families: Sequence[Family],
+    pool: Pool,
+    store: Store,
+    journal_dir: Path,
+    budget: Budget,
+    on_event: Callable[[Event], None] | None = None,
+    *,
+    fresh: bool = False,
+    driver: str = "",
+) -> Entry:
+    """Search, store one entry per workload, and return that of the first. One config serves all
+    workloads: the one with the least time, by their weights. ``fresh`` forgets an earlier run;
+    ``driver`` is written into the entry."""
+    if not workloads:
+        raise UsageError(f"no workload was given for {problem}")
+    usable = families_for(problem, target, tuple(families))
+    if not usable:
+        raise UsageError(
+            f"no family serves {problem} on {target.name}; there are: "
+            + ", ".join(f.name for f in families),
+            "fagen devices lists the targets, fagen space what a family can do",
+        )
+    path = journal_path(journal_dir, problem, workloads, target, usable, pool.renderer)
+    with Journal(path, fresh=fresh) as journal:
+        found = Exploration(problem, workloads, target, usable, pool, budget, journal, on_event)
+        found.seed(store)
+        try:
+            found.run()
+            entries = entries_of(conclude(found), found, driver)
+        except KeyboardInterrupt:
+            raise _interrupted(found, store, driver) from None
+        store.put(*entries)
+    return entries[0]
+
+
+def journal_path(
+    folder: Path, problem: Problem, workloads: Sequence[Workload], target: Target,
+    families: Sequence[Family], renderer: Renders,
+) -> Path:
+    """A journal belongs to a problem, its workloads, the hardware and the sources: change one of
+    them and the search starts afresh."""
+    identity = {
+        "workloads": [(str(w), w.weight) for w in workloads],
+        "target": target.facts(),
+        "sources": {f.name: renderer.render(f.default(problem, target)).digest for f in families},
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    return folder.absolute() / f"{problem}@{target.name}-{digest}.journal"
+
+
+def conclude(found: Exploration) -> Learned:
+    """The final lap of the best few and every family's default: tuned is never slower."""
+    finalists = found.finalists()
+    if not finalists:
+        raise _nothing_works(found)
+    lap = Finale(finalists, found.workloads, _heat(found.pool))
+    lap.run(found.budget, lambda heat: found.report("heat", done=heat, total=found.budget.heats))
+    standings = lap.standings(found.weight)
+    if not standings:
+        raise _nothing_works(found, lap.failures)
+    winner = standings[0].key
+    learned = Learned(winner, lap.measurements(winner), tuple(standings), complete=True)
+    found.report("done", candidate=winner)
+    return learned
+
+
+def _heat(pool: Pool) -> Heat:
+    """One lap of the pool, with the samples behind its measurements."""
+
+    def run(
+        candidates: Sequence[Candidate], workload: Workload, rounds: int
+    ) -> list[tuple[Sequence[float], Measurement] | Failure]:
+        outcomes = pool.lap(candidates, workload, rounds)
+        return [
+            outcome if isinstance(outcome, Failure) else (pool.lap_samples[candidate], outcome)
+            for candidate, outcome in zip(candidates, outcomes, strict=True)
+        ]
+
+    return run
+
+
+def _interrupted(found: Exploration, store: Store, driver: str) -> Interrupted:
+    """Store the best so far. The entry of a finished search only gives way to what beat it here."""
+    stored = found.stored(store)
+    best = found.best()
+    entries: tuple[Entry, ...] = ()
+    if best and (stored is None or stored in found.trials):
+        trial = found.trials[best]
+        entries = entries_of(Learned(best, trial.measurements, (), complete=False), found, driver)
+        store.put(*entries)
+    return Interrupted(
+        f"stopped after {found.explorer.tried} candidates, which are kept"
+        + ("; the best so far is stored" if entries else "; nothing new is stored"),
+        f"the same command goes on from there (journal: {found.journal.path})",
+        entries[0] if entries else None,
+    )
+
+
+def _nothing_works(
+    found: Exploration, late: dict[Candidate, Failure] | None = None
+) -> RunError:
+    failures = [t.failure for t in found.trials.values() if t.failure]
+    failures += (late or {}).values()
+    if not failures:
+        return RunError(
+            f"no candidate for {found.problem} was timed within {found.budget.minutes:g} minutes",
+            "raise --minutes",
+        )
+    kinds = Counter(f"{f.stage} ({f.kind})" for f in failures)
+    return RunError(
+        f"all {len(failures)} candidates for {found.problem} failed: "
+        + ", ".join(f"{count} at {kind}" for kind, count in kinds.most_common())
+        + f"; the first: {failures[0].reason}",
+        failures[0].reproduce or None,
+    )

@@ -1,0 +1,41 @@
+"""One candidate and what happened to it, and its form in the journal."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fagen.model import Candidate, Failure, Measurement, Outcome
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A measurement per workload that was timed, or a failure."""
+
+    measurements: tuple[Measurement, ...] = ()
+    failure: Failure | None = None
+    score: float | None = None  # microseconds over all workloads, by weight; None: failed
+
+    @property
+    def outcome(self) -> Outcome:
+        return self.failure or self.measurements[0]
+
+
+def to_record(candidate: Candidate, source: str, trial: Trial) -> dict[str, Any]:
+    return {
+        "family": candidate.family.name,
+        "config": asdict(candidate.config),
+        "source": source,
+        "score": trial.score,
+        "measurements": [asdict(m) for m in trial.measurements],
+        "failure": asdict(trial.failure) if trial.failure else None,
+    }
+
+
+def from_record(record: dict[str, Any]) -> Trial:
+    failure = record["failure"]
+    return Trial(
+        tuple(Measurement(**m) for m in record["measurements"]),
+        Failure(**failure) if failure else None,
+        record["score"],
+    )

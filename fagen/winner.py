@@ -1,0 +1,85 @@
+"""Which of the finalists is the winner, by paired differences and not by luck.
+
+The samples of one lap were taken in turns, so sample r of every finalist saw the same clocks and
+the same neighbours: differences are taken round by round. A finalist ties with the fastest unless
+it is slower beyond doubt; among ties the winner is chosen by what does not change from run to run.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+MARGIN = 0.005  # a difference below this is not worth a different kernel
+WIDEST = 0.02  # however loud the noise, no tie is further than this
+_RESAMPLES = 400
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How much slower b is than a, as a share of a: the median, and an interval for it."""
+
+    slower: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Standing(Generic[K]):
+    """A finalist: its median, how far behind the winner, and whether that is beyond noise."""
+
+    key: K
+    median: float
+    gap: Gap
+    tie: bool
+
+
+def gap(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Gap:
+    """From paired samples, by bootstrap with a fixed seed. Where one took part in fewer rounds,
+    those rounds count."""
+    ratios = [math.log(y / x) for x, y in zip(a, b, strict=False)]
+    rng = random.Random(seed)
+    count = len(ratios)
+    medians = sorted(median(rng.choices(ratios, k=count)) for _ in range(_RESAMPLES))
+    cut = round(_RESAMPLES * (1 - _CONFIDENCE) / 2)
+    return Gap(
+        math.expm1(median(ratios)), math.expm1(medians[cut]), math.expm1(medians[-1 - cut])
+    )
+
+
+def ties(gap: Gap) -> bool:
+    return gap.low <= MARGIN and gap.slower <= WIDEST
+
+
+def rank(
+    samples: Mapping[K, Sequence[float]], preference: Mapping[K, Any]
+) -> list[Standing[K]]:
+    """The winner first, then by distance from it. ``preference`` decides among ties, least first;
+    it must differ for every key and not depend on anything measured."""
+    fastest = _fastest(samples, preference)
+    tied = {k for k in samples if ties(gap(samples[fastest], samples[k]))}
+    winner = min(tied, key=lambda k: preference[k])
+    standings = [
+        Standing(k, median(samples[k]), gap(samples[winner], samples[k]), k in tied)
+        for k in samples
+    ]
+    return sorted(standings, key=lambda s: (s.key != winner, s.gap.slower, preference[s.key]))
+
+
+def _fastest(samples: Mapping[K, Sequence[float]], preference: Mapping[K, Any]) -> K:
+    """By paired differences to one of them, so that drift between rounds does not decide."""
+    first = min(samples, key=lambda k: (median(samples[k]), preference[k]))
+    return min(samples, key=lambda k: (gap(samples[first], samples[k]).slower, preference[k]))
+
+
+def hopeless(samples: Mapping[K, Sequence[float]]) -> set[K]:
+    """Those that further rounds will not bring back."""
+    fastest = min(samples, key=lambda k: median(samples[k]))
+    return {k for k in samples if gap(samples[fastest], samples[k]).low > WIDEST}

@@ -1,0 +1,69 @@
+"""The statistics of the final lap."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from fagen.winner import WIDEST, gap, hopeless, rank
+
+
+def lap(factors: dict[str, float], noise: float, rounds: int, seed: int) -> dict[str, list[float]]:
+    """Interleaved samples: drift that all share, and noise of their own."""
+    rng = random.Random(seed)
+    samples: dict[str, list[float]] = {key: [] for key in factors}
+    for _ in range(rounds):
+        drift = 100 * (1 + 0.2 * rng.random())
+        for key, factor in factors.items():
+            samples[key].append(drift * factor * math.exp(rng.gauss(0, noise)))
+    return samples
+
+
+PREFERENCE = {"a": (3,), "b": (1,), "c": (2,), "d": (0,)}
+
+
+def test_a_clear_winner_wins_whatever_is_preferred() -> None:
+    standings = rank(lap({"a": 1.0, "b": 1.03, "c": 1.2, "d": 1.05}, 0.003, 30, 0), PREFERENCE)
+    assert [s.key for s in standings] == ["a", "b", "d", "c"]
+    assert [s.tie for s in standings] == [True, False, False, False]
+    assert standings[1].gap.slower == pytest.approx(0.03, abs=0.005)
+    assert standings[1].gap.low < standings[1].gap.slower < standings[1].gap.high
+
+
+def test_drift_that_all_share_does_not_hide_a_small_difference() -> None:
+    """Unpaired, a fifth of drift would drown one percent."""
+    found = gap(*lap({"a": 1.0, "b": 1.01}, 0.002, 30, 1).values())
+    assert 0.005 < found.low <= found.slower <= found.high < 0.015
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_among_ties_the_preferred_wins_whatever_the_luck(seed: int) -> None:
+    standings = rank(lap({"a": 1.0, "b": 1.001, "c": 1.001, "d": 1.1}, 0.004, 30, seed), PREFERENCE)
+    assert standings[0].key == "b"
+    assert {s.key for s in standings if s.tie} == {"a", "b", "c"}
+
+
+def test_noise_makes_no_tie_of_what_is_far_behind() -> None:
+    standings = rank(lap({"a": 1.0, "d": 1.5}, 0.4, 12, 3), PREFERENCE)
+    far = next(s for s in standings if s.key != standings[0].key)
+    assert far.gap.slower > WIDEST
+    assert not far.tie
+
+
+def test_the_same_samples_give_the_same_answer() -> None:
+    samples = lap({"a": 1.0, "b": 1.002, "c": 1.004}, 0.01, 20, 4)
+    assert rank(samples, PREFERENCE) == rank(dict(reversed(samples.items())), PREFERENCE)
+
+
+def test_whoever_left_early_is_compared_over_the_rounds_both_ran() -> None:
+    samples = lap({"a": 1.0, "b": 1.05}, 0.002, 40, 5)
+    samples["b"] = samples["b"][:10]
+    assert gap(samples["a"], samples["b"]).slower == pytest.approx(0.05, abs=0.01)
+
+
+def test_only_those_beyond_hope_leave() -> None:
+    samples = lap({"a": 1.0, "b": 1.01, "c": 1.06}, 0.003, 20, 6)
+    assert hopeless(samples) == {"c"}
+    assert hopeless({"a": samples["a"]}) == set()
