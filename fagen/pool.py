@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from fagen.devices import Device
 
 
+STEADY_RUNS = 3
+
+
 @dataclass(frozen=True)
 class Limits:
     """Seconds without a word before a stage counts as hung."""
@@ -107,15 +110,19 @@ class Pool:
             return self._verdict(candidate, None)
         return self.check(candidate, [of_workload(w) for w in workloads])
 
-    def check(self, candidate: Candidate, cases: Sequence[Case]) -> Verdict | Failure:
-        """On any cases. The first that fails decides."""
+    def check(
+        self, candidate: Candidate, cases: Sequence[Case], runs: int = 0
+    ) -> Verdict | Failure:
+        """On any cases; the first that fails decides. Runs of one case must agree in every bit;
+        by default a deterministic kernel runs more than once."""
+        runs = runs or (STEADY_RUNS if "deterministic" in candidate.problem.features else 1)
         built = self.build(candidate)
         if isinstance(built, Failure):
             return built
         with self._exclusive():
             answer = self._ask(candidate, cases[0] if len(cases) == 1 else None, "verify", {
                 "library": str(built.library), "problem": str(candidate.problem),
-                "cases": [case.to_json() for case in cases],
+                "cases": [case.to_json() for case in cases], "runs": runs,
             })
         if isinstance(answer, Failure):
             return answer

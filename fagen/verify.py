@@ -98,17 +98,26 @@ class Checker:
         self._cases.move_to_end(key)
         return self._cases[key]
 
-    def _bytes(self) -> int:
-        return sum(kept.bytes for kept in self._cases.values())
-
-    def check(self, library: Library, prepared: Prepared) -> Score:
-        """Raises WrongResult in words."""
-        problem, case = prepared.problem, prepared.case
-        call = Call.bind(library, problem, case, prepared.inputs, self.device, self.threads)
+    def _run(self, call: Call) -> None:
         call.poison()
         call()
         if self.device.startswith("cuda"):
             torch.cuda.synchronize()
+
+    def _bytes(self) -> int:
+        return sum(kept.bytes for kept in self._cases.values())
+
+    def check(self, library: Library, prepared: Prepared, runs: int = 1) -> Score:
+        """Raises WrongResult in words. With more than one run, all must give the same bits."""
+        problem, case = prepared.problem, prepared.case
+        call = Call.bind(library, problem, case, prepared.inputs, self.device, self.threads)
+        self._run(call)
+        first = {n: b.bits.clone() for n, b in call.outputs.items()} if runs > 1 else {}
+        for n in range(2, runs + 1):
+            self._run(call)
+            for name, bits in first.items():
+                if not torch.equal(call.outputs[name].bits, bits):
+                    raise WrongResult(f"run {n} on {case} gives another {name} than the first run")
         scores = [
             _compare(prepared, name, call.outputs[name].values) for name in outputs(problem)
         ]

@@ -57,14 +57,16 @@ class Workbench:
 
     # --- requests --------------------------------------------------------------------------------
 
-    def verify(self, library: str, problem: str, cases: list[dict[str, Any]]) -> dict[str, Any]:
+    def verify(
+        self, library: str, problem: str, cases: list[dict[str, Any]], runs: int = 1
+    ) -> dict[str, Any]:
         """Stops at the first case that fails."""
         parsed, worst = Problem.parse(problem), None
         for case in map(Case.from_json, cases):
             self.doing("prepare", str(case))
             prepared = self.checker.prepared(parsed, case)
             self.doing("run", str(case))
-            score = self.checker.check(self.library(library), prepared)
+            score = self.checker.check(self.library(library), prepared, runs)
             if worst is None or score.error > worst.error:
                 worst = score
         return asdict(worst) if worst else {"error": 0.0, "bound_by": "nothing"}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import random
 
-from fagen.cases import long_list, short_list
+from fagen.cases import long_list, of_workload, short_list
 from fagen.families import FAMILIES
 from fagen.families.base import Family, Space
-from fagen.model import Candidate, Problem, Target
+from fagen.model import Candidate, Problem, Target, Workload
 from fagen.pool import Pool, Verdict
 
 OPS = ("fwd", "bwd")
@@ -68,6 +68,13 @@ def others(target: Target) -> list[Candidate]:
     return chosen
 
 
+def steady(target: Target) -> list[Candidate]:
+    """Kernels whose results must not depend on timing."""
+    slugs = [f"bwd-bf16-d{dim}-{pattern}+deterministic" for dim in (64, 128)
+             for pattern in ("dense", "causal")]
+    return defaults([*slugs, "fwd-bf16-d64-causal"], target)
+
+
 def name(candidate: Candidate) -> str:
     return f"{candidate.family.name}-{candidate.problem}"
 
@@ -86,3 +93,10 @@ def passes(pool: Pool, candidate: Candidate) -> None:
     verdict = pool.verify(candidate)
     assert isinstance(verdict, Verdict), f"{verdict.reason}\n{verdict.reproduce}"
     assert verdict.cases == len(short_list(candidate.problem))
+
+
+def repeats(pool: Pool, candidate: Candidate) -> None:
+    """The same bits a hundred times, on sizes that keep every core busy."""
+    case = of_workload(Workload(2, 16, 4, 1000, 1100))
+    verdict = pool.check(candidate, [case], runs=100)
+    assert isinstance(verdict, Verdict), f"{verdict.reason}\n{verdict.reproduce}"

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from fagen.build import Builder, Cache
+from fagen.cases import of_workload
 from fagen.devices import host
-from fagen.model import Failure, Measurement, Workload
-from fagen.pool import Limits, Pool
-from tests.faults.family import candidate, renderer
+from fagen.model import Failure, Measurement, Target, Workload
+from fagen.pool import Limits, Pool, Verdict
+from tests.faults.family import GPU_FAULTS, candidate, renderer
+
+ROOT = Path(__file__).parents[2]
 
 SMALL = Workload(1, 2, 1, 70, 90)
 LIMITS = Limits(build=20.0, run=3.0, time=5.0)
@@ -77,6 +84,44 @@ def test_garbage_on_stdout_does_not_reach_the_protocol(pool, target):
     assert isinstance(outcome, Measurement)
     assert outcome.median_us > 1
     assert 0 <= outcome.error < 1
+
+
+def test_runs_that_differ_in_one_bit_are_seen(pool, target):
+    cases, unsteady = [of_workload(SMALL)], candidate(target, fault="unsteady")
+    assert isinstance(pool.check(unsteady, cases), Verdict)
+    outcome = pool.check(unsteady, cases, runs=2)
+    assert isinstance(outcome, Failure)
+    assert outcome.reason == "run 2 on b1-h2x1-s70x90 gives another o than the first run"
+    assert isinstance(pool.check(candidate(target), cases, runs=100), Verdict)
+
+
+def test_a_measurement_waits_for_another_process_that_measures(world, target):
+    folder, builder, render = world
+    said: list[str] = []
+    code = (
+        "import sys, time; from pathlib import Path; from fagen.lock import DeviceLock\n"
+        "with DeviceLock(Path(sys.argv[1]), 'cpu').held():\n"
+        "    print('held', flush=True); time.sleep(2)\n"
+    )
+    command = [sys.executable, "-c", code, str(folder / "cache" / "locks")]
+    second = folder / "second"
+    with Pool(builder, render, "cpu", jobs=1, scratch=second, on_wait=said.append) as pool:
+        pool.verify(candidate(target))
+        other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        assert other.stdout.readline() == "held\n"
+        outcome = pool.measure(candidate(target), SMALL, seconds=0.02)
+        assert other.wait(5) == 0
+    assert isinstance(outcome, Measurement)
+    assert said == [f"cpu is in use by process {other.pid} (-c {command[-1]}); waiting"]
+
+
+@pytest.mark.parametrize("fault", GPU_FAULTS)
+def test_the_gpu_faults_compile(world, fault):
+    if shutil.which("nvcc") is None:
+        pytest.skip("needs nvcc")
+    _, builder, render = world
+    made = candidate(Target.known("h200"), fault=fault)
+    assert builder.build(made, render.render(made)).arch == "sm_90"
 
 
 def test_a_crash_on_the_workload_alone_names_the_workload(pool, target):

@@ -21,6 +21,7 @@ DEVICE = gpus().gpus[0] if HAS_GPU else None
 TARGET = DEVICE.target if DEVICE else Target.known("h200")
 SAMPLE = suite.defaults(suite.sampled() + suite.usual(), TARGET)
 OTHERS = suite.others(TARGET)
+STEADY = suite.steady(TARGET)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def pool(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def built_ahead(pool, request):
     asked = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
-    pool.prepare(p["candidate"] for p in asked if p.get("candidate") in (*SAMPLE, *OTHERS))
+    pool.prepare(p["candidate"] for p in asked if p.get("candidate") in (*SAMPLE, *OTHERS, *STEADY))
 
 
 @pytest.mark.parametrize("candidate", SAMPLE, ids=suite.name)
@@ -45,3 +46,8 @@ def test_defaults_conform(pool, candidate):
 @pytest.mark.parametrize("candidate", OTHERS, ids=str)
 def test_other_configs_pass(pool, candidate):
     suite.passes(pool, candidate)
+
+
+@pytest.mark.parametrize("candidate", STEADY, ids=suite.name)
+def test_deterministic_kernels_give_the_same_bits(pool, candidate):
+    suite.repeats(pool, candidate)
