@@ -52,8 +52,9 @@ class Problem:
         object.__setattr__(self, "features", tuple(sorted(set(self.features))))
 
     _SLUG = re.compile(
-        r"(?P<op>[a-z]+)-(?P<dtype>[a-z0-9]+)-d(?P<d>\d+)(?:x(?P<dv>\d+))?"
-        r"(?:-(?P<pattern>[a-z0-9-]+))?(?P<features>(?:\+[a-z]+)*)"
+        r"(?P<op>[a-z]+)-(?P<dtype>[a-z0-9]+)-d(?P<d>\d{1,9})(?:x(?P<dv>\d{1,9}))?"
+        r"(?:-(?P<pattern>[a-z0-9-]+))?(?P<features>(?:\+[a-z]+)*)",
+        re.ASCII,
     )
 
     @classmethod
@@ -116,7 +117,7 @@ class Workload:
         )
         return f"b{self.batch}-{heads}-{seqlen}"
 
-    _SLUG = re.compile(r"b(\d+)-h(\d+)(?:x(\d+))?-s(\d+)(?:x(\d+))?")
+    _SLUG = re.compile(r"b(N)-h(N)(?:x(N))?-s(N)(?:x(N))?".replace("N", r"\d{1,10}"), re.ASCII)
 
     @classmethod
     def parse(cls, slug: str, weight: float = 1.0) -> Workload:

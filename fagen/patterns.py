@@ -55,14 +55,17 @@ class Pattern:
         return begin, max(begin, end)
 
     def count_kept(self, seqlen_q: int, seqlen_kv: int) -> int:
-        """How many (q, k) stay."""
-        if self.left == self.right == UNBOUNDED:
-            return seqlen_q * seqlen_kv
-        total = 0
-        for q in range(seqlen_q):
-            begin, end = self.row(q, seqlen_q, seqlen_kv)
-            total += end - begin
-        return total
+        """How many (q, k) stay: keys before the band's right edge less those before its left."""
+        shift = self.shift(seqlen_q, seqlen_kv)
+
+        def before(edge: int) -> int:  # sum over the rows of min(max(row + edge, 0), seqlen_kv)
+            return _ramp(seqlen_q + edge, seqlen_kv) - _ramp(edge, seqlen_kv)
+
+        left = 0 if self.left == UNBOUNDED else before(shift - self.left)
+        right = (
+            seqlen_q * seqlen_kv if self.right == UNBOUNDED else before(shift + self.right + 1)
+        )
+        return right - left
 
     def mask(self, seqlen_q: int, seqlen_kv: int) -> NDArray[np.bool_]:
         """The boolean matrix itself, for the reference."""
@@ -76,6 +79,12 @@ class Pattern:
         if self.right != UNBOUNDED:
             keep &= k <= diagonal + self.right
         return keep
+
+
+def _ramp(end: int, top: int) -> int:
+    """The sum of min(i, top) for i from 0 to end - 1."""
+    rising = max(0, min(end, top))
+    return rising * (rising - 1) // 2 + top * max(0, end - top)
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,7 @@ PATTERNS: tuple[PatternRow, ...] = (
 
 def parse_pattern(slug: str) -> Pattern:
     for row in PATTERNS:
-        match = re.fullmatch(row.regex, slug)
+        match = re.fullmatch(row.regex, slug, re.ASCII)
         if match:
             return row.make(match)
     raise UsageError(

@@ -153,9 +153,10 @@ def test_a_full_disk_is_said_and_loses_nothing_told(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 100, limits[1]))
     try:
-        with pytest.raises(StoreError, match="what was told before is safe"), Journal(path) as held:
+        with Journal(path) as held:
             study = held.study("f", KNOBS, 0)
-            study.tell(Proposal(point(0)), 1.0, {"n": "x" * 500})
+            with pytest.raises(StoreError, match="what was told before is safe"):
+                study.tell(Proposal(point(0)), 1.0, {"n": "x" * 500})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert reopened(path) == told
