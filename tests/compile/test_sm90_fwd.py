@@ -95,7 +95,7 @@ def test_source_asserts_the_shared_memory_of_the_plan(builder: Builder) -> None:
     candidate = default("fwd-bf16-d64-dense")
     plan = SM90.kernel("fwd").plan(candidate)
     source = Renderer(paths.templates()).render(candidate)
-    said = f"CONTROL_AT + CONTROL_BYTES == {plan.steps[0].shared_bytes}"
+    said = f"SHARED_BYTES == {plan.steps[0].shared_bytes}"
     assert said in source.text
     wrong = source.text.replace(said, said + "0")
     with pytest.raises(BuildError):

@@ -1,0 +1,132 @@
+// The forward's producer: one thread that walks the tiles and issues every TMA load.
+#ifndef FAGEN_PRODUCER_FWD_SM90_H
+#define FAGEN_PRODUCER_FWD_SM90_H
+
+#include "device/layout_fwd_sm90.h"
+#include "device/tma_sm90.h"
+
+struct Producer {
+  // The key blocks of a tile.
+  struct Keys {
+    int head, batch, begin, end;
+  };
+
+  const fagen_params &p;
+  const Pattern &pattern;
+  const TensorMap *map_q, *map_k, *map_v;
+  const Shared &shared;
+  const Order order;
+  Ring<Q_BUFFERS> q;
+  Ring<STAGES> k, v;
+  int sent = 0;  // tiles
+
+  FAGEN_DEVICE void load_k(const Keys &keys, int block) {
+    barrier_wait(shared.k_empty(k.stage), k.parity ^ 1);
+    load_block<KTile>(map_k, shared.k(k.stage), shared.k_full(k.stage), keys, block);
+    k.advance();
+  }
+  FAGEN_DEVICE void load_v(const Keys &keys, int block) {
+    barrier_wait(shared.v_empty(v.stage), v.parity ^ 1);
+    load_block<VTile>(map_v, shared.v(v.stage), shared.v_full(v.stage), keys, block);
+    v.advance();
+  }
+  template <class T>
+  static FAGEN_DEVICE void load_block(const TensorMap *map, uint32_t to, uint32_t full,
+                                      const Keys &keys, int block) {
+    barrier_expect(full, T::bytes);
+#pragma unroll
+    for (int i = 0; i < T::count; i++)
+      tma_load(to + i * T::panel_bytes, map, full, i * T::panel_columns, block * BLOCK_N, keys.head,
+               keys.batch, EVICT_LAST);
+  }
+
+  // Its slot is long free: fewer tiles are in flight than there are notes.
+  FAGEN_DEVICE void write_note(const Note &tile) {
+    shared.control().note[sent % NOTES] = tile;
+    if constexpr (REDO) shared.control().overflowed[sent % NOTES] = 0;
+  }
+
+  // The tile whose note was written; with its queries when it has keys.
+  FAGEN_DEVICE void send(bool has_keys) {
+    const Note tile = shared.control().note[sent % NOTES];
+#pragma unroll 1
+    for (int group = 0; group < WARPGROUPS; group++) {
+      const uint32_t full = shared.q_full(q.stage, group);
+      barrier_wait(shared.q_empty(q.stage, group), q.parity ^ 1);
+      if (!has_keys) {
+        barrier_arrive(full);
+        continue;
+      }
+      barrier_expect(full, QTile::bytes);
+#pragma unroll 1
+      for (int i = 0; i < QTile::count; i++)
+        tma_load(shared.q(q.stage, group) + i * QTile::panel_bytes, map_q, full,
+                 i * QTile::panel_columns, tile.block * BLOCK_M + group * 64, tile.head, tile.batch,
+                 EVICT_FIRST);
+    }
+    q.advance();
+    sent++;
+  }
+
+  // Among the first `known` tiles: one that must be computed again.
+  FAGEN_DEVICE bool overflowed_tile(int known, Note &tile) {
+#pragma unroll 1
+    while (shared.control().checked < known) {
+      const int slot = shared.control().checked++ % NOTES;
+      const int rows = shared.control().overflowed[slot];
+      if (rows == 0) continue;
+      tile = shared.control().note[slot];
+      tile.rows = rows | CAREFUL;
+      return true;
+    }
+    return false;
+  }
+
+  // Returns when the consumers have passed the tile just sent.
+  FAGEN_DEVICE void wait_until_passed() const {
+    const int buffer = q.stage == 0 ? Q_BUFFERS - 1 : q.stage - 1;
+    const uint32_t parity = q.stage == 0 ? q.parity ^ 1 : q.parity;
+#pragma unroll 1
+    for (int i = 0; i < WARPGROUPS; i++) barrier_wait(shared.q_empty(buffer, i), parity);
+  }
+
+  FAGEN_DEVICE void run(unsigned *counter) {
+    Keys held{0, 0, -1, 0};  // of the tile before; begin: the block whose V is still to be loaded
+    bool all_known = !REDO;  // the verdict on every tile
+    unsigned index = blockIdx.x;
+#pragma unroll 1
+    for (;;) {
+      Note tile{int(order.blocks()), 0, 0, all_known ? STOP : 0};
+      // A Q buffer that was free says: its last tile's products are done, and before them the
+      // softmax of the tile before that. Behind the last tile an empty one asks for the rest.
+      const bool again = REDO && overflowed_tile(all_known ? sent : sent - 1 - Q_BUFFERS, tile);
+      const bool fresh = !again && index < order.count();
+      if (fresh) {
+        const QueryTile next = order.at(index);
+        tile = Note{next.block, next.head, next.batch, ALL_ROWS};
+      }
+      const Blocks blocks = blocks_of(pattern, tile.block * BLOCK_M, BLOCK_M, p.seqlen_q);
+      const Keys keys{int(unsigned(tile.head) / (unsigned(p.heads) / p.kv_heads)), tile.batch,
+                      blocks.begin, blocks.end};
+      const bool has_keys = blocks.count() > 0;
+      write_note(tile);
+      if (has_keys) load_k(keys, keys.end - 1);
+      if (held.begin >= 0) load_v(held, held.begin);
+      held = Keys{keys.head, keys.batch, has_keys ? keys.begin : -1, 0};
+      send(has_keys);
+      if (tile.rows == STOP) break;
+      if (tile.rows == 0) {
+        wait_until_passed();
+        all_known = true;
+      }
+      if (fresh) index = next_tile<SCHEDULE>(index, counter);
+#pragma unroll 1
+      for (int block = keys.end - 2; block >= keys.begin; block--) {
+        load_k(keys, block);
+        load_v(keys, block + 1);
+      }
+    }
+  }
+};
+
+#endif
