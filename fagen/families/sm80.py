@@ -20,7 +20,6 @@ from fagen.families.sm80_bwd import BACKWARD_RULES, Backward
 from fagen.families.sm80_bwd import bytes_moved as backward_bytes
 from fagen.families.sm80_bwd import plan as backward_plan
 from fagen.families.sm80_bwd import preferred as preferred_backward
-from fagen.families.sm80_bwd import shared_bytes as backward_shared_bytes
 from fagen.families.sm80_limits import fits_registers, fits_shared, padded
 from fagen.model import Candidate, Problem, Target, Workload
 
@@ -37,20 +36,18 @@ class Forward:
     min_ctas: int = knob(1, 2, 3, 4, default=1, says="CTAs per SM that registers must allow")
     heads_first: bool = knob(False, True, default=False, says="launch every head's last rows first")
 
+    def shared_bytes(self, problem: Problem) -> int:
+        """Q and the K/V stages; the output reuses the same memory."""
+        d, dv = padded(problem.head_dim), padded(problem.head_dim_v)
+        tiles = 2 * (self.block_m * d + self.stages * self.block_n * (d + dv))
+        return max(tiles, 2 * self.block_m * dv)
 
-def forward_shared_bytes(c: Candidate) -> int:
-    """Q and the K/V stages; the output reuses the same memory."""
-    d, dv, knobs = padded(c.problem.head_dim), padded(c.problem.head_dim_v), c.config
-    tiles = 2 * (knobs.block_m * d + knobs.stages * knobs.block_n * (d + dv))
-    return int(max(tiles, 2 * knobs.block_m * dv))
-
-
-def forward_registers(c: Candidate) -> int:
-    """Accumulators and operands that live at once, and room for addresses."""
-    d, dv, k = padded(c.problem.head_dim), padded(c.problem.head_dim_v), c.config
-    rows = k.block_m // k.warps  # of one warp
-    q = rows * d // 64 if k.q_in_registers else 0
-    return int(rows * (dv + k.block_n) // 32 + q + 4 * (rows // 16) + 36)
+    def registers(self, problem: Problem) -> int:
+        """Accumulators and operands that live at once, and room for addresses."""
+        d, dv = padded(problem.head_dim), padded(problem.head_dim_v)
+        rows = self.block_m // self.warps  # of one warp
+        q = rows * d // 64 if self.q_in_registers else 0
+        return rows * (dv + self.block_n) // 32 + q + 4 * (rows // 16) + 36
 
 
 def _forward_plan(c: Candidate) -> Plan:
@@ -59,17 +56,17 @@ def _forward_plan(c: Candidate) -> Plan:
         grid = (product(heads=1, batch=1), tiles, product())
     else:
         grid = (tiles, product(heads=1), product(batch=1))
-    return Plan((Step(symbol(c), grid, 32 * c.config.warps, forward_shared_bytes(c)),))
+    return Plan((Step(symbol(c), grid, 32 * c.config.warps, c.config.shared_bytes(c.problem)),))
 
 
 FORWARD_RULES = (
     Rule("each warp owns whole blocks of 16 query rows: block_m is a multiple of 16 warps",
          lambda c: c.config.block_m % (16 * c.config.warps) == 0),
     Rule("the tiles fit the target's shared memory, min_ctas times per SM",
-         lambda c: fits_shared(forward_shared_bytes(c), c.config.min_ctas, c.target)),
+         lambda c: fits_shared(c.config.shared_bytes(c.problem), c.config.min_ctas, c.target)),
     Rule("the accumulators and operands fit the registers of a thread",
          lambda c: fits_registers(
-             forward_registers(c), 32 * c.config.warps, c.config.min_ctas)),
+             c.config.registers(c.problem), 32 * c.config.warps, c.config.min_ctas)),
 )
 
 
@@ -110,6 +107,10 @@ def _forward_bytes(c: Candidate, w: Workload) -> int:
     return int((rows + tiles * kept) * widths * c.problem.element_bytes) + 4 * rows
 
 
+def _footprint(c: Candidate) -> int:
+    return int(c.config.shared_bytes(c.problem))
+
+
 def runs_on(target: Target) -> bool:
     return target.kind == "cuda" and target.capability >= (8, 0)
 
@@ -125,9 +126,9 @@ SM80 = Family(
     toolchain="nvcc",
     kernels={
         "fwd": Kernel("fwd_sm80.cu.j2", Forward, FORWARD_RULES, _forward_plan, _forward_default,
-                      _forward_bytes, forward_shared_bytes),
+                      _forward_bytes, _footprint),
         "bwd": Kernel("bwd_sm80.cu.j2", Backward, BACKWARD_RULES, backward_plan,
-                      _backward_default, backward_bytes, backward_shared_bytes),
+                      _backward_default, backward_bytes, _footprint),
     },
     runs_on=runs_on,
     arch=arch,

@@ -16,46 +16,42 @@ class Backward:
     block_m: int = knob(16, 32, 64, 96, 128, default=64, says="query rows per step")
     block_n: int = knob(16, 32, 64, 96, 128, 192, 256, default=128, says="keys of one CTA")
     warps: int = knob(2, 4, 8, default=8, says="warps of one CTA")
-    kv_warps: int = knob(1, 2, 4, 8, default=4,
-                         says="ways to split the keys; warps that share keys split rows and columns")
+    kv_warps: int = knob(1, 2, 4, 8, default=4, says="ways to split the keys over the warps")
     dq_warps: int = knob(1, 2, 4, 8, default=2, says="ways to split dQ by rows")
     stages: int = knob(1, 2, default=2, says="Q and dO tiles in shared memory")
     min_ctas: int = knob(1, 2, 3, default=1, says="CTAs per SM that registers must allow")
 
+    @property
+    def sharing(self) -> int:
+        """Warps that hold the same keys."""
+        return self.warps // self.kv_warps or 1
 
-def _sharing(c: Candidate) -> int:
-    """Warps that hold the same keys."""
-    return int(c.config.warps // c.config.kv_warps) or 1
+    def shared_bytes(self, problem: Problem) -> int:
+        """K and V; per stage Q, dO, LSE and delta; dS, and P where warps share keys."""
+        width = padded(problem.head_dim) + padded(problem.head_dim_v)
+        stage = 2 * self.block_m * width + 8 * self.block_m
+        exchanged = 2 * self.block_m * self.block_n * (1 if self.sharing == 1 else 2)
+        return 2 * self.block_n * width + self.stages * stage + exchanged
+
+    def dq_shared_bytes(self, problem: Problem) -> int:
+        """The deterministic pass: Q, dO and one block of keys and values."""
+        keys = 32 if max(problem.head_dim, problem.head_dim_v) > 128 else 64
+        width = padded(problem.head_dim) + padded(problem.head_dim_v)
+        return 2 * (self.block_m + keys) * width
+
+    def registers(self, problem: Problem) -> int:
+        """dK, dV and the widest phase of a step, per thread, and room for addresses."""
+        d, dv = padded(problem.head_dim), padded(problem.head_dim_v)
+        keys = self.block_n // self.kv_warps
+        widths = sum(-(-n // 16 // self.sharing) * 16 for n in (d, dv))
+        scores = 2 * keys * self.block_m // self.sharing // 32
+        dq_width = -(-d // 16 // (self.warps // self.dq_warps or 1)) * 16
+        dq = dq_width * self.block_m // self.dq_warps // 32
+        return keys * widths // 32 + max(scores, dq) + 4 * (keys // 16) + 36
 
 
 def _deterministic(c: Candidate) -> bool:
     return "deterministic" in c.problem.features
-
-
-def shared_bytes(c: Candidate) -> int:
-    """K and V; per stage Q, dO, LSE and delta; dS, and P where warps share keys."""
-    k = c.config
-    width = padded(c.problem.head_dim) + padded(c.problem.head_dim_v)
-    stage = 2 * k.block_m * width + 8 * k.block_m
-    exchanged = 1 + (_sharing(c) > 1)
-    return int(2 * k.block_n * width + k.stages * stage + exchanged * 2 * k.block_m * k.block_n)
-
-
-def dq_shared_bytes(c: Candidate) -> int:
-    """The deterministic pass: Q, dO and one block of keys and values."""
-    d, dv = padded(c.problem.head_dim), padded(c.problem.head_dim_v)
-    keys = 32 if max(c.problem.head_dim, c.problem.head_dim_v) > 128 else 64
-    return int(2 * (c.config.block_m + keys) * (d + dv))
-
-
-def registers(c: Candidate) -> int:
-    """dK, dV and the widest phase of a step, per thread, and room for addresses."""
-    d, dv, k = padded(c.problem.head_dim), padded(c.problem.head_dim_v), c.config
-    keys, sharing = k.block_n // k.kv_warps, _sharing(c)
-    widths = sum(-(-n // 16 // sharing) * 16 for n in (d, dv))
-    scores = 2 * keys * k.block_m // sharing // 32
-    dq = -(-d // 16 // max(1, k.warps // k.dq_warps)) * 16 * k.block_m // k.dq_warps // 32
-    return int(keys * widths // 32 + max(scores, dq) + 4 * (keys // 16) + 36)
 
 
 BACKWARD_RULES = (
@@ -65,16 +61,19 @@ BACKWARD_RULES = (
          lambda c: c.config.block_n % (16 * c.config.kv_warps) == 0),
     Rule("warps that share keys own whole blocks of 16 rows: block_m is a multiple of "
          "16 warps / kv_warps",
-         lambda c: c.config.block_m % (16 * _sharing(c)) == 0),
+         lambda c: c.config.block_m % (16 * c.config.sharing) == 0),
     Rule("dQ's rows split into whole blocks of 16: block_m is a multiple of 16 dq_warps",
          lambda c: c.config.block_m % (16 * c.config.dq_warps) == 0),
     Rule("one pass of the threads copies the rows' statistics: block_m is at most 64 warps",
          lambda c: c.config.block_m <= 64 * c.config.warps),
     Rule("the tiles fit the target's shared memory, min_ctas times per SM",
-         lambda c: fits_shared(shared_bytes(c), c.config.min_ctas, c.target)
-         and (not _deterministic(c) or fits_shared(dq_shared_bytes(c), 1, c.target))),
+         lambda c: fits_shared(c.config.shared_bytes(c.problem), c.config.min_ctas, c.target)),
+    Rule("the deterministic pass fits the target's shared memory",
+         lambda c: not _deterministic(c)
+         or c.config.dq_shared_bytes(c.problem) <= c.target.shared_bytes),
     Rule("the accumulators and operands fit the registers of a thread",
-         lambda c: fits_registers(registers(c), 32 * c.config.warps, c.config.min_ctas)),
+         lambda c: fits_registers(
+             c.config.registers(c.problem), 32 * c.config.warps, c.config.min_ctas)),
 )
 
 
@@ -84,9 +83,9 @@ def plan(c: Candidate) -> Plan:
     keys = (product(kv_tiles=k.block_n), product(kv_heads=1), product(batch=1))
     stats = Region(product(q_padded=k.block_m, heads=1, batch=1, one=8))
     steps = (Step(f"{name}_stats", rows, STATS_THREADS),
-             Step(f"{name}_main", keys, 32 * k.warps, shared_bytes(c)))
+             Step(f"{name}_main", keys, 32 * k.warps, k.shared_bytes(c.problem)))
     if _deterministic(c):
-        dq = Step(f"{name}_dq", rows, 2 * k.block_m, dq_shared_bytes(c))
+        dq = Step(f"{name}_dq", rows, 2 * k.block_m, k.dq_shared_bytes(c.problem))
         return Plan((*steps, dq), (stats,))
     width = padded(c.problem.head_dim)
     sums = Region(product(q_padded=k.block_m, heads=1, batch=1, one=4 * width), zero=True)

@@ -5,6 +5,8 @@
 constexpr int DQ_THREADS = 2 * BLOCK_M;  // one warp per 16 rows
 constexpr int DQ_KEYS = HEAD_DIM > 128 || HEAD_DIM_V > 128 ? 32 : 64, DQ_TILES = DQ_KEYS / 8;
 constexpr int DQ_K_BYTES = DQ_KEYS * Layout<HEAD_DIM>::pitch;
+constexpr int DQ_SHARED_BYTES =
+    Q_BYTES + DO_BYTES + DQ_K_BYTES + DQ_KEYS * Layout<HEAD_DIM_V>::pitch;
 
 struct Rows : Where {
   int q0, q1, kv_head;

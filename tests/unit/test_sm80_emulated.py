@@ -45,9 +45,11 @@ class Emulator:
                 for r in plan.regions]
         for i, region in enumerate(work):
             params.work[i] = region.data_ptr()
-        launches = "".join(
-            f"  launch({step.symbol}, *p, {{{', '.join(str(g.value(workload)) for g in step.grid)}}}"
-            f", {step.block}, {step.shared_bytes});\n" for step in plan.steps)
+        launches = ""
+        for step in plan.steps:
+            grid = ", ".join(str(g.value(workload)) for g in step.grid)
+            launches += (f"  launch({step.symbol}, *p, {{{grid}}}, {step.block},"
+                         f" {step.shared_bytes});\n")
         text = (self.renderer.render(candidate).text
                 + f'\nextern "C" void run(const fagen_params *p) {{\n{launches}}}\n')
         source = self.scratch / f"{symbol(candidate)}-{workload}.cpp"
