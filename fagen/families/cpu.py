@@ -22,15 +22,16 @@ class CpuForward:
     qk_rows: int = knob(4, 6, 8, 12, default=6, says="keys in the micro-tile of K Q^T")
     pv_rows: int = knob(4, 6, 8, 12, default=6, says="dimensions in the micro-tile of V^T P^T")
     unroll: int = knob(1, 2, 4, default=1, says="unrolling of the inner products")
-    stage_kv: bool = knob(False, True, default=True, says="copy tiles of k and v to scratch, fp32")
+    stage_kv: bool = knob(False, True, default=False, says="copy tiles of k and v that need not be")
+    bf16_dot: bool = knob(False, True, default=False, says="multiply bf16 in pairs, not as fp32")
 
 
 @dataclass(frozen=True)
 class CpuBackward:
     q_vectors: int = knob(1, 2, 3, 4, default=4, says="vectors of query rows in a panel")
-    d_vectors: int = knob(1, 2, 3, 4, default=4, says="vectors of dimensions in the dk, dv micro-tile")
+    d_vectors: int = knob(1, 2, 3, 4, default=4, says="vectors of d in the dk, dv micro-tile")
     block_n: int = knob(32, 48, 64, 96, default=48, says="keys in one step")
-    block_kv: int = knob(96, 192, 384, 768, default=384, says="keys whose dk and dv are summed at once")
+    block_kv: int = knob(96, 192, 384, 768, default=384, says="keys whose dk, dv stay in cache")
     qk_rows: int = knob(4, 6, 8, 12, default=6, says="keys in the micro-tile of K Q^T and V dO^T")
     dkv_rows: int = knob(4, 6, 8, 12, default=6, says="keys in the dk, dv micro-tile")
     dq_rows: int = knob(4, 6, 8, 12, default=6, says="dimensions in the micro-tile of K^T dS^T")
@@ -45,6 +46,10 @@ def registers(target: Target) -> int:
     return 32 if "avx512f" in target.isa else 16
 
 
+def _has_dot(target: Target) -> bool:
+    return "avx512_bf16" in target.isa
+
+
 def _padded(n: int, step: int) -> int:
     return -(-n // step) * step
 
@@ -54,29 +59,35 @@ def _fits(c: Candidate, vectors: int, *rows: int) -> bool:
     return all(vectors * r + vectors + 1 <= registers(c.target) for r in rows)
 
 
+def _dims(c: Candidate) -> int:
+    """Of a key and its value, as they lie in scratch."""
+    step = lanes(c.target)
+    return _padded(c.problem.head_dim, step) + _padded(c.problem.head_dim_v, step)
+
+
 def _fwd_scratch(c: Candidate) -> int:
     """Bytes one thread touches over and over."""
-    width, step = c.config.q_vectors * lanes(c.target), lanes(c.target)
-    dims = _padded(c.problem.head_dim, step) + _padded(c.problem.head_dim_v, step)
+    config: CpuForward = c.config
+    width = config.q_vectors * lanes(c.target)
     panel = (c.problem.head_dim + c.problem.head_dim_v) * width
-    return 4 * (c.config.panels * panel + c.config.block_n * (width + dims))
+    return 4 * (config.panels * panel + config.block_n * (width + _dims(c)))
 
 
 def _bwd_scratch(c: Candidate) -> int:
-    width, step = c.config.q_vectors * lanes(c.target), lanes(c.target)
-    dims = _padded(c.problem.head_dim, step) + _padded(c.problem.head_dim_v, step)
-    panel = width * (2 * c.problem.head_dim + c.problem.head_dim_v + dims)
-    return 4 * (panel + 2 * c.config.block_n * width + 2 * c.config.block_kv * dims)
+    config: CpuBackward = c.config
+    width = config.q_vectors * lanes(c.target)
+    panel = width * (2 * c.problem.head_dim + c.problem.head_dim_v + _dims(c))
+    return 4 * (panel + 2 * config.block_n * width + 2 * config.block_kv * _dims(c))
 
 
 FORWARD_RULES = (
     Rule("the micro-tiles fit in the vector registers",
          lambda c: _fits(c, c.config.q_vectors, c.config.qk_rows, c.config.pv_rows)),
     Rule("block_n is a multiple of qk_rows", lambda c: c.config.block_n % c.config.qk_rows == 0),
-    Rule("16-bit keys and values are widened in scratch (stage_kv)",
-         lambda c: c.problem.element_bytes == 4 or c.config.stage_kv),
-    Rule("one panel only, unless panels share a staged tile",
-         lambda c: c.config.panels == 1 or c.config.stage_kv),
+    Rule("bf16_dot needs a bf16 problem and a target with avx512_bf16",
+         lambda c: not c.config.bf16_dot or (c.problem.dtype == "bf16" and _has_dot(c.target))),
+    Rule("16-bit keys and values that are widened are always staged (stage_kv)",
+         lambda c: c.problem.element_bytes == 4 or c.config.bf16_dot or c.config.stage_kv),
     Rule("a thread's scratch fits in its L2 cache",
          lambda c: _fwd_scratch(c) <= c.target.l2_bytes),
 )
@@ -87,7 +98,7 @@ BACKWARD_RULES = (
     Rule("the dk, dv micro-tile fits in the vector registers",
          lambda c: _fits(c, c.config.d_vectors, c.config.dkv_rows)),
     Rule("block_n is a multiple of qk_rows and dkv_rows",
-         lambda c: c.config.block_n % c.config.qk_rows == 0 == c.config.block_n % c.config.dkv_rows),
+         lambda c: not c.config.block_n % c.config.qk_rows + c.config.block_n % c.config.dkv_rows),
     Rule("block_kv is a multiple of block_n", lambda c: c.config.block_kv % c.config.block_n == 0),
     Rule("a thread's scratch fits in its L2 cache",
          lambda c: _bwd_scratch(c) <= c.target.l2_bytes),
@@ -95,9 +106,12 @@ BACKWARD_RULES = (
 
 
 def _default_forward(problem: Problem, target: Target) -> CpuForward:
-    if lanes(target) == 16:
-        return CpuForward()
-    return CpuForward(q_vectors=2, block_n=48)
+    dot = problem.dtype == "bf16" and _has_dot(target)
+    staged = problem.element_bytes == 2 and not dot
+    panels = 4 if problem.element_bytes == 2 else 1
+    wide = lanes(target) == 16
+    return CpuForward(q_vectors=4 if wide else 2, block_n=96 if wide else 48, panels=panels,
+                      stage_kv=staged, bf16_dot=dot)
 
 
 def _default_backward(problem: Problem, target: Target) -> CpuBackward:
@@ -110,8 +124,8 @@ def _default_backward(problem: Problem, target: Target) -> CpuBackward:
 
 def _forward_bytes(c: Candidate, w: Workload) -> int:
     """q and o once; every block of queries reads the keys and values that it keeps."""
-    p = c.problem
-    rows = c.config.panels * c.config.q_vectors * lanes(c.target)
+    p, config = c.problem, c.config
+    rows: int = config.panels * config.q_vectors * lanes(c.target)
     q = w.batch * w.heads * w.seqlen_q * (p.head_dim + p.head_dim_v) * p.element_bytes
     kv = w.kept(p) // rows * (p.head_dim + p.head_dim_v) * p.element_bytes
     return q + kv + 4 * w.batch * w.heads * w.seqlen_q
@@ -120,8 +134,9 @@ def _forward_bytes(c: Candidate, w: Workload) -> int:
 def _backward_bytes(c: Candidate, w: Workload) -> int:
     """k, v, dk, dv once; every chunk of keys reads q, o, dout and adds to an fp32 dq."""
     p = c.problem
+    chunk: int = min(c.config.block_kv, w.seqlen_kv)
     kv = 2 * w.batch * w.kv_heads * w.seqlen_kv * (p.head_dim + p.head_dim_v) * p.element_bytes
-    rows = w.kept(p) // min(c.config.block_kv, w.seqlen_kv)  # query rows, once per chunk
+    rows = w.kept(p) // chunk  # query rows, once per chunk
     per_row = (p.head_dim + 2 * p.head_dim_v) * p.element_bytes + 8 * p.head_dim + 4
     dq = w.batch * w.heads * w.seqlen_q * p.head_dim * (p.element_bytes + 4)
     return kv + rows * per_row + dq

@@ -25,16 +25,20 @@ struct Team {
     for (;;) {
       const int64_t t = __atomic_fetch_add(&team->next, 1, __ATOMIC_RELAXED);
       if (t >= team->tasks) return;
-      team->task(t, team->scratch[thread]);
+      team->task(t, thread, team->scratch[thread]);
     }
   }
 };
 
-// Runs task(t, scratch) for t in [0, tasks). The scratch is not initialised.
+inline int32_t team_size(const fagen_host *host, int64_t tasks) {
+  const int32_t threads = host->threads > 1 ? host->threads : 1;
+  return threads < tasks ? threads : (int32_t)tasks;
+}
+
+// Runs task(t, thread, scratch) for t in [0, tasks). The scratch is not initialised.
 template <class Scratch, class Task>
 int for_each_task(const fagen_host *host, int64_t tasks, Task task) {
-  const int32_t threads = (int32_t)(host->threads < tasks ? host->threads : tasks);
-  if (threads <= 0) return 0;
+  const int32_t threads = team_size(host, tasks);
   Scratch *scratch = (Scratch *)scratch_memory(sizeof(Scratch) * threads);
   if (!scratch) return FAGEN_NO_MEMORY;
   Team<Scratch, Task> team{task, scratch, tasks, 0};

@@ -70,16 +70,15 @@ FAGEN_INLINE void transpose(Vec (&block)[LANES]) {
   if constexpr (HALF > 1) transpose<HALF / 2>(block);
 }
 
-// rows of COLUMNS elements, times factor -> columns of WIDTH fp32; rows beyond `rows` are zero.
-template <int DTYPE, int COLUMNS, int WIDTH, class T>
-static void stage_transposed(float *to, const T *from, int64_t stride, int rows, float factor) {
+// Rows of COLUMNS numbers -> columns of WIDTH. get(row, column) gives LANES numbers of a row; rows
+// from `rows` on are zero.
+template <int COLUMNS, int WIDTH, class Get>
+FAGEN_INLINE void stage_transposed(float *to, int rows, Get get) {
   for (int r = 0; r < WIDTH; r += LANES)
     for (int c = 0; c < COLUMNS; c += LANES) {
       Vec block[LANES];
 #pragma GCC unroll 64
-      for (int i = 0; i < LANES; ++i)
-        block[i] = r + i < rows
-            ? factor * load_some<DTYPE>(from + (r + i) * stride + c, COLUMNS - c) : Vec{};
+      for (int i = 0; i < LANES; ++i) block[i] = r + i < rows ? get(r + i, c) : Vec{};
       transpose(block);
 #pragma GCC unroll 64
       for (int i = 0; i < LANES; ++i)
@@ -103,11 +102,12 @@ FAGEN_INLINE void unstage_transposed(const float *from, const float *factor, int
 }
 
 // Is every number of a block finite? x * 0 is NaN for the others.
-FAGEN_INLINE bool all_finite(const float *p, int64_t stride, int rows, int columns) {
+template <int DTYPE, int COLUMNS, class T>
+static bool all_finite(const T *p, int64_t stride, int rows) {
   Vec sum = {};
   for (int r = 0; r < rows; ++r)
-    for (int c = 0; c < columns; c += LANES)
-      sum += 0.0f * load_some<FAGEN_FP32>(p + r * stride + c, columns - c);
+    for (int c = 0; c < COLUMNS; c += LANES)
+      sum += 0.0f * load_some<DTYPE>(p + r * stride + c, COLUMNS - c);
   return !any_nan(sum);
 }
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+import random
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 from fagen.families.base import Space  # noqa: E402
 from fagen.families.cpu import CPU  # noqa: E402
-from fagen.model import Candidate, Problem, Target  # noqa: E402
+from fagen.model import Candidate, Problem, Target, Workload  # noqa: E402
 from tests.cpu.harness import TORCH_DTYPE, Harness, default  # noqa: E402
 
 GUARD = 64  # elements on either side of every output that must stay as they were
@@ -21,11 +22,13 @@ Tensors = dict[str, "torch.Tensor"]
 
 def _host_isa() -> set[str]:
     info = Path("/proc/cpuinfo")
-    return set(info.read_text().split("flags")[1].split("\n")[0].split()) if info.exists() else set()
+    text = info.read_text() if info.exists() else "flags"
+    return set(text.partition("flags")[2].partition("\n")[0].split())
 
 
 TARGETS = [name for name in ("x86-64-v3", "x86-64-v4", "x86-64-v4-bf16")
            if set(Target.known(name).isa) <= _host_isa()]
+BEST, NEXT, LEAST = (TARGETS[-1], TARGETS[-2:][0], TARGETS[0]) if TARGETS else ("x86-64-v3",) * 3
 pytestmark = pytest.mark.skipif(not TARGETS, reason="this CPU has no AVX2")
 
 
@@ -97,9 +100,10 @@ def run(harness: Harness, fwd: Candidate, bwd: Candidate | None, x: Tensors, n: 
     o = _random((n.batch, n.heads, n.seqlen_q, p.head_dim_v), dtype, n.packed, "nan")
     lse = _random((n.batch, n.heads, n.seqlen_q, 1), torch.float32, True, "nan")
     out = {"o": o, "lse": lse}
-    harness.call(fwd, {"q": x["q"], "k": x["k"], "v": x["v"], "o": o}, lse, scale, threads=threads)
+    harness.call(fwd, {**{name: x[name] for name in "qkv"}, "o": o}, lse, scale, threads=threads)
     if bwd is not None:
-        grads = {f"d{name}": _random(tuple(x[name].shape), dtype, n.packed, "nan") for name in "qkv"}
+        shapes = {f"d{name}": tuple(x[name].shape) for name in "qkv"}
+        grads = {name: _random(shape, dtype, n.packed, "nan") for name, shape in shapes.items()}
         harness.call(bwd, {**x, "o": o, **grads}, lse, scale, dlse, threads)
         out.update(grads)
     assert all(_guards_untouched(t) for t in out.values())
@@ -135,13 +139,143 @@ def verify(harness: Harness, slug: str, target: str, n: Sizes, threads: int = 2)
     check(fwd.problem, got, x, scale, dlse)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("rest", [
-    "d64-dense", "d64-causal", "d32-causal-topleft", "d40x24-window20x3", "d8x136-window9",
-    "d72x64-causal",
-])
-def test_matches_reference(harness: Harness, target: str, dtype: str, rest: str) -> None:
-    for n in (Sizes(), Sizes(2, 6, 3, 200, 65, packed=False), Sizes(1, 1, 1, 1, 1),
-              Sizes(1, 1, 1, 300, 3), Sizes(1, 2, 2, 5, 517, packed=False)):
-        verify(harness, f"{dtype}-{rest}", target, n)
+AWKWARD = (
+    Sizes(),
+    Sizes(2, 6, 3, 200, 65, packed=False),
+    Sizes(1, 1, 1, 1, 1),
+    Sizes(1, 1, 1, 300, 3),  # causal: most rows keep nothing
+    Sizes(1, 4, 1, 5, 517, packed=False),
+)
+CASES = (
+    ("fp32-d64-dense", BEST), ("fp32-d40x24-window20x3", BEST), ("fp32-d128-causal", BEST),
+    ("bf16-d64-causal", BEST), ("bf16-d8x136-window9", BEST), ("fp16-d72x64-causal-topleft", BEST),
+    ("fp16-d256-dense", BEST), ("bf16-d64-causal", NEXT), ("fp32-d72x8-causal", LEAST),
+    ("bf16-d40x24-window20x3", LEAST), ("fp16-d32-causal-topleft", LEAST),
+)
+
+
+@pytest.mark.parametrize(("slug", "target"), sorted(set(CASES)))
+def test_matches_reference(harness: Harness, slug: str, target: str) -> None:
+    for n in AWKWARD:
+        verify(harness, slug, target, n)
+
+
+def sample(op: str, slug: str, target: str, count: int) -> list[Candidate]:
+    """Legal configs that between them use every choice of every knob, as far as `count` goes."""
+    problem = Problem.parse(f"{op}-{slug}")
+    legal = list(Space(problem, Target.known(target), CPU).legal())
+    random.Random(slug).shuffle(legal)
+    seen: set[tuple[str, object]] = set()
+    chosen = []
+    while len(chosen) < count:
+        best = max(legal, key=lambda c: len(set(asdict(c.config).items()) - seen))
+        seen |= set(asdict(best.config).items())
+        chosen.append(best)
+    return chosen
+
+
+@pytest.mark.parametrize("slug", ["fp32-d72-causal", "bf16-d64x40-window30x5"])
+def test_every_knob(harness: Harness, slug: str) -> None:
+    for fwd, bwd in zip(sample("fwd", slug, BEST, 6), sample("bwd", slug, BEST, 6), strict=True):
+        for n in (Sizes(1, 2, 1, 333, 270, packed=False), Sizes(1, 1, 1, 40, 1100)):
+            x = make_inputs(fwd.problem, n)
+            got = run(harness, fwd, bwd, x, n, 0.2)
+            check(fwd.problem, got, x, 0.2)
+
+
+@pytest.mark.parametrize("n", [Sizes(1, 1, 1, 260, 777), Sizes(1, 6, 3, 100, 400)])
+def test_threads_share_a_head_and_repeat_bit_for_bit(harness: Harness, n: Sizes) -> None:
+    fwd, bwd = both("fp32-d64-causal", BEST)
+    x = make_inputs(fwd.problem, n)
+    alone = run(harness, fwd, bwd, x, n, 0.125, threads=1)
+    for threads in (2, 5, 16):
+        got = run(harness, fwd, bwd, x, n, 0.125, threads=threads)
+        check(fwd.problem, got, x, 0.125)
+        again = run(harness, fwd, bwd, x, n, 0.125, threads=threads)
+        assert all(torch.equal(got[name], again[name]) for name in got)
+        assert torch.equal(got["o"], alone["o"])
+
+
+@pytest.mark.parametrize("target", sorted({BEST, LEAST}))
+@pytest.mark.parametrize("scale", [1.0, -1.0, 0.0])
+def test_large_logits(harness: Harness, target: str, scale: float) -> None:
+    """Scores around +-1e4: nothing overflows, and the largest of a row decides."""
+    fwd, bwd = both("fp32-d64-dense", target)
+    n = Sizes(1, 1, 1, 70, 200)
+    x = make_inputs(fwd.problem, n)
+    x["q"] *= 300.0
+    x["k"] *= 4.0
+    got = run(harness, fwd, bwd, x, n, scale)
+    want = reference(fwd.problem, x, scale, None, torch.float64)
+    for name in ("o", "dv"):
+        torch.testing.assert_close(got[name].double(), want[name], rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(got["lse"].double(), want["lse"], rtol=1e-5, atol=1e-5)
+    assert all(got[name].isfinite().all() for name in ("dq", "dk"))
+
+
+SPECIAL = ("fp32-d64-causal", "bf16-d64-causal", "fp16-d40-causal")
+
+
+@pytest.mark.parametrize("target", sorted({BEST, LEAST}))
+@pytest.mark.parametrize("slug", SPECIAL)
+@pytest.mark.parametrize("name", ["q", "k", "v", "dout"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_bad_numbers_reach_whom_they_concern(
+    harness: Harness, target: str, slug: str, name: str, value: float
+) -> None:
+    """NaN and inf spread to every row that sees them and to no other, in every result."""
+    fwd, bwd = both(slug, target)
+    n, at = Sizes(1, 1, 1, 130, 130), 100
+    x = make_inputs(fwd.problem, n)
+    x[name][0, 0, at, 3] = value
+    got = run(harness, fwd, bwd, x, n, 0.15)
+    bad = {out: ~t[0, 0].isfinite() for out, t in got.items()}
+    rows = {out: mask.any(-1) if mask.dim() == 2 else mask for out, mask in bad.items()}
+    seen_from = slice(at, None) if name in "kv" else slice(at, at + 1)
+    if (name in ("q", "k") and value != value) or name == "v":
+        assert rows["o"][seen_from].all()
+    if name == "dout":
+        assert not rows["o"].any()
+        assert rows["dv"][:at + 1].all()
+    clean = torch.ones(130, dtype=torch.bool)
+    clean[seen_from] = False
+    assert not rows["o"][clean].any()
+    assert not rows["lse"][clean].any()
+    assert not rows["dq"][clean].any()
+    if name in ("q", "dout"):  # keys after the row never meet it
+        assert not rows["dk"][at + 1:].any()
+        assert not rows["dv"][at + 1:].any()
+
+
+@pytest.mark.parametrize("target", sorted({BEST, LEAST}))
+@pytest.mark.parametrize("slug", SPECIAL)
+def test_a_row_of_minus_infinity_is_zero(harness: Harness, target: str, slug: str) -> None:
+    """As torch's own attention: no key has any weight, and no NaN appears."""
+    fwd, _ = both(slug, target)
+    n = Sizes(1, 1, 1, 50, 50)
+    x = make_inputs(fwd.problem, n)
+    x["q"].abs_()
+    x["k"].abs_()
+    x["k"][0, 0, :20] = -math.inf  # rows 0..19 see nothing else
+    got = run(harness, fwd, None, x, n, 0.2)
+    assert (got["o"][0, 0, :20] == 0).all()
+    assert got["lse"][0, 0, :20].isneginf().all()
+    assert got["o"][0, 0, 20:].isfinite().all()
+    torch.testing.assert_close(got["o"][0, 0, 20], x["v"][0, 0, 20])
+
+
+@pytest.mark.parametrize("op", ["fwd", "bwd"])
+def test_every_problem_has_a_legal_default(op: str) -> None:
+    for name in ("x86-64-v3", "x86-64-v4", "x86-64-v4-bf16"):
+        for dtype in TORCH_DTYPE:
+            for dims in (*range(8, 257, 8), "8x256", "256x8"):
+                candidate = default(f"{op}-{dtype}-d{dims}-causal", name)
+                assert not CPU.broken_rules(candidate), candidate
+
+
+def test_bytes_moved_is_at_least_the_tensors() -> None:
+    for op in ("fwd", "bwd"):
+        candidate = default(f"{op}-fp32-d64-dense", "x86-64-v3")
+        w = Workload(2, 8, 4, 1000, 1000)
+        moved = CPU.kernels[op].bytes_moved(candidate, w)
+        assert moved >= w.min_bytes(candidate.problem)
