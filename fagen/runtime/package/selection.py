@@ -93,12 +93,12 @@ def bands(band: Band, seqlen_q: int, seqlen_kv: int) -> list[Band]:
         UNBOUNDED if right >= seqlen_kv - 1 - first else right,
         top_left,
     )
-    if lifted[:2] == (UNBOUNDED, UNBOUNDED):
+    if lifted.left == lifted.right == UNBOUNDED:
         lifted = Band()
     found = [band, lifted]
     if seqlen_q == seqlen_kv:
-        found += [b._replace(top_left=not b.top_left) for b in found]
-    return list(dict.fromkeys(found))
+        found += [Band(b.left, b.right, not b.top_left) for b in found]
+    return found
 
 
 def pattern(band: Band) -> str | None:
@@ -124,7 +124,8 @@ def problems(call: Call) -> list[str]:
     features = [""] if call.op == "fwd" else ["+deterministic"]
     if call.op == "bwd" and not call.deterministic:
         features = ["", "+deterministic"]
-    names = [pattern(band) for band in bands(call.band, *call.sizes[3:])]
+    _, _, _, seqlen_q, seqlen_kv = call.sizes
+    names = [pattern(band) for band in bands(call.band, seqlen_q, seqlen_kv)]
     return [
         f"{call.op}-{dtype}-{dims}-{name}{feature}"
         for name in names if name for feature in features
