@@ -13,6 +13,7 @@ from fagen.families.base import Kernel, Plan, Region, Rule, Step, TensorMap, kno
 from fagen.model import Candidate, Problem, Target, Workload
 
 ENDS_THREADS = 256
+CONSUMERS = 2
 
 
 def _round_up(n: int, step: int) -> int:
@@ -42,7 +43,6 @@ class Config:
     dq: str = knob("lockstep", "delayed", "own", default="lockstep", enum="Dq",
                    says="who makes dQ: the consumers together, one step later, or a warpgroup")
     block_m: int = knob(64, 80, 96, 112, 128, default=64, says="queries per step")
-    warpgroups: int = knob(1, 2, 3, default=2, says="64 keys each")
     stages_q: int = knob(1, 2, 3, default=2, says="stages of Q")
     stages_do: int = knob(1, 2, 3, default=2, says="stages of dO")
     stages_ds: int = knob(1, 2, 3, default=2, says="stages of dS on its way to dQ")
@@ -56,32 +56,30 @@ class Config:
 
     @property
     def block_n(self) -> int:
-        return 64 * self.warpgroups
+        """Keys of a CTA: a third warpgroup of 64 leaves too few registers to each."""
+        return 64 if self.roles == "split" else 128
 
     @property
     def own_dq(self) -> bool:
         return self.dq == "own"
 
     @property
-    def consumers(self) -> int:
-        return 2 if self.roles == "split" else self.warpgroups
-
-    @property
     def threads(self) -> int:
-        return 128 * ((2 if self.own_dq else 1) + self.consumers)
+        """A producer warpgroup, perhaps one for dQ, and the consumers."""
+        return 128 * ((2 if self.own_dq else 1) + CONSUMERS)
 
     def dq_cut(self, problem: Problem) -> str:
         """How a tile of dQ is cut into pieces; empty when it cannot be."""
         d = padded(problem.head_dim)
         if self.own_dq:
             return "rows" if self.block_m % 64 == 0 else ""
-        if self.block_m == 64 * self.consumers:
+        if self.block_m == 64 * CONSUMERS:
             return "rows"
-        if self.block_m == 64 and panels(d) % self.consumers == 0:
+        if self.block_m == 64 and panels(d) % CONSUMERS == 0:
             return "columns"
-        if d == 64 * self.consumers:
+        if d == 64 * CONSUMERS:
             return "dims"
-        if d == 64 and self.block_m % (8 * self.consumers) == 0:
+        if d == 64 and self.block_m % (8 * CONSUMERS) == 0:
             return "dims_and_rows"
         return ""
 
@@ -91,9 +89,9 @@ class Config:
             return min(self.dq_columns, d)
         return {
             "rows": d,
-            "columns": d // self.consumers,
+            "columns": d // CONSUMERS,
             "dims": self.block_m,
-            "dims_and_rows": self.block_m // self.consumers,
+            "dims_and_rows": self.block_m // CONSUMERS,
         }[self.dq_cut(problem)]
 
     def multiply_sizes(self, problem: Problem) -> list[int]:
@@ -115,7 +113,7 @@ class Config:
         do = self.stages_do * _round_up(2 * m * dv, 1024)
         ds = self.stages_ds * 2 * m * n
         stages_p = 2 if self.roles == "split" else 0
-        buffers = self.stages_dq if self.own_dq else self.consumers
+        buffers = self.stages_dq if self.own_dq else CONSUMERS
         staging = buffers * 256 * self.dq_piece_columns(problem)
         rows = 4 * m * (self.stages_q + self.stages_do)
         barriers = 8 * (2 * (self.stages_q + self.stages_do + self.stages_ds + stages_p) + 2)
@@ -136,8 +134,8 @@ class Config:
         """The most that compiled without spills under what setmaxnreg grants."""
         if self.own_dq:
             granted = 208 if self.dq_columns == 64 else 192
-            return granted - (16 if self.roles == "split" else 32) if self.threads == 512 else 112
-        return 208 if self.threads == 384 else 136
+            return granted - (16 if self.roles == "split" else 32)
+        return 208
 
     def fits(self, problem: Problem, target: Target) -> bool:
         return (
@@ -164,7 +162,7 @@ def _plan(candidate: Candidate) -> Plan:
     blocks = (product(kv_tiles=config.block_n, kv_heads=1, batch=1), product(), product())
     rows = Region(product(q_padded=m, heads=1, batch=8))
     sums = Region(product(q_padded=m, heads=padded(problem.head_dim), batch=4))
-    turns = Region(product(q_tiles=m, heads=1 if config.own_dq else config.consumers, batch=4))
+    turns = Region(product(q_tiles=m, heads=1 if config.own_dq else CONSUMERS, batch=4))
     return Plan(
         steps=(
             Step("bwd_pre", ends, ENDS_THREADS),
@@ -187,12 +185,8 @@ def _bytes_moved(candidate: Candidate, w: Workload) -> int:
 
 _RULES = (
     Rule("16-bit inputs", lambda c: c.problem.dtype in ("bf16", "fp16")),
-    Rule("head dims of 16 and more",
-         lambda c: min(c.problem.head_dim, c.problem.head_dim_v) >= 16),
-    Rule("split roles take 64 keys and a dQ warpgroup of their own",
-         lambda c: c.config.roles == "rows" or (c.config.own_dq and c.config.warpgroups == 1)),
-    Rule("roles by rows take 2 or 3 warpgroups",
-         lambda c: c.config.roles == "split" or c.config.warpgroups >= 2),
+    Rule("split roles leave dQ to a warpgroup of its own",
+         lambda c: c.config.roles == "rows" or c.config.own_dq),
     Rule("dQ can be cut into 64-row pieces among those who make it",
          lambda c: bool(c.config.dq_cut(c.problem))),
     Rule("lockstep needs two stages of dS, one to read while the next is written",
@@ -226,7 +220,7 @@ def _preferred(problem: Problem) -> Iterator[Config]:
     yield Config(dq="own", block_m=64, dq_columns=128, order=order)
     yield Config(dq="own", block_m=64, order=order)
     for stages_do in (2, 1):
-        yield Config(roles="split", dq="own", warpgroups=1, stages_do=stages_do, order=order)
+        yield Config(roles="split", dq="own", stages_do=stages_do, order=order)
 
 
 def _default(problem: Problem, target: Target) -> Config:

@@ -9,9 +9,9 @@
 
 // Head dims as the multiplies see them; TMA fills the columns past the tensor with zeros.
 constexpr int D = round_up(HEAD_DIM, 16), DV = round_up(HEAD_DIM_V, 16);
-constexpr int BLOCK_N = 64 * WARPGROUPS;
 constexpr bool SPLIT = ROLES == Roles::split, OWN_DQ = DQ == Dq::own;
-static_assert(!SPLIT || (OWN_DQ && WARPGROUPS == 1), "split roles: 64 keys, dQ in its own warpgroup");
+constexpr int BLOCK_N = SPLIT ? 64 : 128;
+static_assert(!SPLIT || OWN_DQ, "split roles leave dQ to a warpgroup of its own");
 static_assert(BLOCK_M % 16 == 0, "16 queries are one step of the dK and dV multiplies");
 
 using QTile = Panels<BLOCK_M, D>;
@@ -22,18 +22,16 @@ using DsTile = Panels<BLOCK_M, BLOCK_N>;
 
 // Warpgroup 0 loads (and, without a dQ warpgroup, its spare warps send dQ off). Then the dQ
 // warpgroup if there is one, then the consumers.
-constexpr int CONSUMERS = SPLIT ? 2 : WARPGROUPS;
+constexpr int CONSUMERS = 2;
 constexpr int FIRST_CONSUMER = OWN_DQ ? 2 : 1;
 constexpr int THREADS = 128 * (FIRST_CONSUMER + CONSUMERS);
 
-// Registers per thread; the sum over warpgroups is what the launch allocates.
-// Waiting for turns takes the warps that send dQ a few more.
-constexpr bool THREE_GROUPS = THREADS == 384;
-constexpr int PRODUCER_REGISTERS = OWN_DQ ? 24 : THREE_GROUPS ? (DETERMINISTIC ? 40 : 24) : 32;
+// Registers per thread; the sum over warpgroups is what the launch allocates. The warps that send
+// dQ need a few more when they wait for turns.
+constexpr int PRODUCER_REGISTERS = !OWN_DQ && DETERMINISTIC ? 40 : 24;
 constexpr int DQ_REGISTERS = DQ_COLUMNS <= 64 ? 72 : 104;
-constexpr int CONSUMER_REGISTERS = THREE_GROUPS      ? (DETERMINISTIC ? 232 : 240)
-                                   : THREADS == 512 ? (OWN_DQ ? (488 - DQ_REGISTERS) / 2 : 160)
-                                                    : 128;
+constexpr int CONSUMER_REGISTERS =
+    OWN_DQ ? (512 - PRODUCER_REGISTERS - DQ_REGISTERS) / 2 : DETERMINISTIC ? 232 : 240;
 
 // How dQ, BLOCK_M x D, is cut. A piece is one accumulator, 64 rows by DQ_COLUMNS; with lockstep and
 // delayed each consumer makes one, its own dQ warpgroup makes them all. Transposed pieces hold
@@ -83,7 +81,7 @@ constexpr int K_FULL = P_EMPTY + 8 * STAGES_P, V_FULL = K_FULL + 8;
 constexpr int SHARED_BYTES = V_FULL + 8;
 
 // Named barriers; those with a warpgroup's number added are one per consumer.
-enum Named { EVERY_CONSUMER = 1, DQ_STAGED = 2, DQ_SENT = 5, OUTPUT = 8, DQ_GROUP = 11 };
+enum Named { EVERY_CONSUMER = 1, DQ_STAGED = 2, DQ_SENT = 4, OUTPUT = 6, DQ_GROUP = 8 };
 
 // One arrival per warp that reads (or, for dS and P, writes) a stage.
 FAGEN_DEVICE void init_barriers(uint32_t shared) {
