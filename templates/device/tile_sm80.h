@@ -70,39 +70,58 @@ struct TileCopy {
   static constexpr int lanes = L::chunks > 4 ? 8 : L::chunks;
   static constexpr int step = THREADS / lanes;
 
-  // each(row, pointer to the row's first element of this lane, chunk); the pointer walks down,
-  // because an address per row would cost the registers that the accumulators need.
+  // This thread's first element of a tile whose first row is at `tile`.
+  template <class Element>
+  __device__ __forceinline__ static Element *start(Element *tile, int64_t stride, unsigned thread) {
+    return tile + thread / lanes * stride + thread % lanes * 8;
+  }
+
+  // each(row, chunk, place in shared memory, pointer). The pointer walks down, because an address
+  // per row would cost the registers that the accumulators need.
   template <class Element, class Each>
-  __device__ __forceinline__ static void for_each(Element *at, int64_t stride, int thread,
-                                                  Each each) {
-    at += thread / lanes * stride + thread % lanes * 8;
+  __device__ __forceinline__ static void for_each(uint32_t tile, Element *at, int64_t stride,
+                                                  unsigned thread, Each each) {
+    const int first = thread / lanes, lane = thread % lanes;
+    const uint32_t place = tile + L::offset(first, lane);
 #pragma unroll
     for (int i = 0; i < ceil_div(ROWS, step); ++i, at += step * stride) {
-      const int row = thread / lanes + i * step;
+      const int row = first + i * step;
       if (ROWS % step != 0 && row >= ROWS) break;
 #pragma unroll
       for (int c = 0; c < ceil_div(L::chunks, lanes); ++c) {
-        const int chunk = thread % lanes + c * lanes;
-        if (L::chunks % lanes == 0 || chunk < L::chunks) each(row, chunk, at + c * lanes * 8);
+        const int chunk = lane + c * lanes;
+        if (L::chunks % lanes != 0 && chunk >= L::chunks) continue;
+        // Steps of 8 rows and of whole permutations leave the permuted bits alone.
+        const uint32_t to = step % 8 == 0 && lanes % L::keys == 0
+                                ? place + i * step * L::pitch + c * lanes * 16
+                                : tile + L::offset(row, chunk);
+        each(row, chunk, to, at + c * lanes * 8);
       }
     }
   }
 
-  // Rows from `rows` on, and the padding of each row, become zero.
+  // Rows from `rows` on, and the padding of each row, become zero. `at` is start()'s.
+  __device__ __forceinline__ static void load_from(uint32_t tile, const uint16_t *at,
+                                                   int64_t stride, int rows, unsigned thread) {
+    for_each(tile, at, stride, thread,
+             [&](int row, int chunk, uint32_t to, const uint16_t *element) {
+               const bool there = row < rows && (DIM % 16 == 0 || chunk < DIM / 8);
+               cp_async(to, element, there ? 16 : 0);
+             });
+  }
+
   __device__ __forceinline__ static void load(uint32_t tile, const uint16_t *from, int64_t stride,
-                                              int rows, int thread) {
-    for_each(from, stride, thread, [&](int row, int chunk, const uint16_t *at) {
-      const bool there = row < rows && (DIM % 16 == 0 || chunk < DIM / 8);
-      cp_async(tile + L::offset(row, chunk), at, there ? 16 : 0);
-    });
+                                              int rows, unsigned thread) {
+    load_from(tile, start(from, stride, thread), stride, rows, thread);
   }
 
   __device__ __forceinline__ static void store(uint32_t tile, uint16_t *to, int64_t stride,
-                                               int rows, int thread) {
-    for_each(to, stride, thread, [&](int row, int chunk, uint16_t *at) {
-      if (row < rows && (DIM % 16 == 0 || chunk < DIM / 8))
-        *reinterpret_cast<uint4 *>(at) = load_shared_16(tile + L::offset(row, chunk));
-    });
+                                               int rows, unsigned thread) {
+    for_each(tile, start(to, stride, thread), stride, thread,
+             [&](int row, int chunk, uint32_t from, uint16_t *element) {
+               if (row < rows && (DIM % 16 == 0 || chunk < DIM / 8))
+                 *reinterpret_cast<uint4 *>(element) = load_shared_16(from);
+             });
   }
 };
 

@@ -93,8 +93,9 @@ def test_every_default_is_legal(target: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_defaults_compile_without_spills(builder: Builder, target: str) -> None:
     chosen = [candidate(row) for row in ROWS if row[1] == target]
+    results = [built(builder, chosen[0])]  # alone: it finds the compiler for all
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(pool.map(lambda c: built(builder, c), chosen))
+        results += pool.map(lambda c: built(builder, c), chosen[1:])
     assert [r for r in results if isinstance(r, str)] == []
     for c, binary in zip(chosen, results, strict=True):
         assert isinstance(binary, Binary)
