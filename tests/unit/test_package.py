@@ -359,6 +359,28 @@ def test_checkpointing_and_autocast(package: Any) -> None:
         assert package.scaled_dot_product_attention(*given, enable_gqa=True).dtype is torch.bfloat16
 
 
+def test_function_transforms(package: Any) -> None:
+    from torch.func import grad, vmap
+
+    q, k, v = torch.randn(3, 2, 4, 7, 8), torch.randn(3, 2, 2, 7, 8), torch.randn(2, 2, 7, 8)
+
+    def loss(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out, lse = package.attention(q, k, v, causal=True, return_lse=True)
+        return out.sin().sum() + lse.sum()
+
+    values = vmap(loss, in_dims=(2, 0, None))(q.movedim(0, 2), k, v)
+    grads = vmap(grad(loss, argnums=(0, 1, 2)), in_dims=(0, 0, None))(q, k, v)
+    shared = v.clone().requires_grad_()
+    vmap(loss, in_dims=(0, 0, None))(q, k, shared).sum().backward()
+    torch.testing.assert_close(shared.grad, grads[2].sum(0))
+    for i in range(3):
+        own = [x.clone().requires_grad_() for x in (q[i], k[i], v)]
+        value = loss(*own)
+        torch.testing.assert_close(values[i], value)
+        for x, y in zip(grads, torch.autograd.grad(value, own), strict=True):
+            torch.testing.assert_close(x[i], y)
+
+
 def test_gradients_of_gradients_are_refused(package: Any) -> None:
     given = tensors(grad=True)
     (grad,) = torch.autograd.grad(package.attention(*given).sum(), given[0], create_graph=True)

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from . import arguments, fallback
 from .launch import Options
-from .ops import Plan, dispatched, is_plain, wants_gradient
+from .ops import Plan, is_plain, wants_gradient
 from .selection import Band
+from .transforms import dispatched
 
 # Takes q, k and v as [batch, heads, rows, dim]; returns the output and the log-sum-exp.
 Work = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -20,15 +20,15 @@ NAMESPACE = __name__.rpartition(".")[0].replace(".", "_")
 _OPTIONS = (
     "int left, int right, bool top_left, float scale, bool rows_first, bool deterministic"
 )
-_registry: Any = torch.library  # parts of it are untyped
-_library = _registry.Library(NAMESPACE, "DEF")
-_library.define(f"fwd(Tensor q, Tensor k, Tensor v, {_OPTIONS}) -> (Tensor, Tensor)")
-_library.define(
+registry: Any = torch.library  # parts of it are untyped
+library = registry.Library(NAMESPACE, "DEF")
+library.define(f"fwd(Tensor q, Tensor k, Tensor v, {_OPTIONS}) -> (Tensor, Tensor)")
+library.define(
     "bwd(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
     f"{_OPTIONS}) -> (Tensor, Tensor, Tensor)"
 )
-_fwd = getattr(torch.ops, NAMESPACE).fwd.default
-_bwd = getattr(torch.ops, NAMESPACE).bwd.default
+FWD = getattr(torch.ops, NAMESPACE).fwd.default
+BWD = getattr(torch.ops, NAMESPACE).bwd.default
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
@@ -46,8 +46,8 @@ def _backward(
 
 
 for _key in ("CPU", "CUDA"):
-    _library.impl("fwd", _forward, _key)
-    _library.impl("bwd", _backward, _key)
+    library.impl("fwd", _forward, _key)
+    library.impl("bwd", _backward, _key)
 
 
 def _forward_shapes(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
@@ -66,28 +66,28 @@ def _backward_shapes(
     )
 
 
-_registry.register_fake(f"{NAMESPACE}::fwd", _forward_shapes, lib=_library)
-_registry.register_fake(f"{NAMESPACE}::bwd", _backward_shapes, lib=_library)
+registry.register_fake(f"{NAMESPACE}::fwd", _forward_shapes, lib=library)
+registry.register_fake(f"{NAMESPACE}::bwd", _backward_shapes, lib=library)
 
 # --- autograd ------------------------------------------------------------------------------------
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, *ctx.options = inputs
     ctx.save_for_backward(q, k, v, *output)
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
+def gradients(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
     q, k, v, out, lse = ctx.saved_tensors
     if dout is None and dlse is None:
         return (None,) * 9
     if dout is None:
         dout = torch.zeros_like(out)
-    return *_bwd(dout, dlse, q, k, v, out, lse, *ctx.options), *(None,) * 6
+    return *BWD(dout, dlse, q, k, v, out, lse, *ctx.options), *(None,) * 6
 
 
-_registry.register_autograd(f"{NAMESPACE}::fwd", _gradients, setup_context=_keep, lib=_library)
+registry.register_autograd(f"{NAMESPACE}::fwd", gradients, setup_context=keep, lib=library)
 
 
 class Plan:
@@ -135,12 +135,6 @@ class _Eager(torch.autograd.Function):
         plan = ctx.plan
         grads = launch.backward(dout, dlse, q, k, v, out, lse, plan.options, plan.backward)
         return *grads, None
-
-
-def dispatched(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, Tensor]:
-    """The way through torch's dispatcher, for whoever listens there."""
-    output: tuple[Tensor, Tensor] = _fwd(q, k, v, *options)
-    return output
 
 
 def wants_gradient(q: Tensor, k: Tensor, v: Tensor) -> bool:
