@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +59,11 @@ class Home:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     """Forward and backward tuned, with as little work as possible."""
     home = Home(tmp_path_factory.mktemp("pipeline"))
     home.tuned = home.json("tune", FWD, BWD, *TINY)  # type: ignore[attr-defined]
-    yield home
+    return home
 
 
 def test_tune_reports_an_entry_per_problem(home: Home) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -35,10 +35,13 @@ def test_nothing_heavy_is_imported(what: str) -> None:
 
 
 def test_help_takes_less_than_a_fifth_of_a_second() -> None:
+    """Processor time: on a busy machine the wall clock measures the others."""
+
     def seconds() -> float:
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         run("-m", "fagen", "--help")
-        return time.perf_counter() - start
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     seconds()  # compiles the modules
     assert min(seconds() for _ in range(7)) < 0.2
