@@ -9,14 +9,23 @@ N x N matrix of all heads ever exists.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fagen.cases import Case
+from fagen.inputs import DTYPES, Buffer
+from fagen.model import Problem
 from fagen.patterns import Pattern
 
+TILE_ROWS = 64
 _CHUNK_ELEMENTS = 1 << 24  # scores held at once
+_EPS = 2.0**-23
+
+Group = tuple[int, int]  # batch, key/value head
+Bound = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -122,3 +131,100 @@ def backward(
         dv += (p.mT @ dout[:, rows]).sum(0)
         largest = max(largest, float(dp.abs().nan_to_num(0, 0, 0).amax()))
     return Gradients(math_.rounded(dq), math_.rounded(dk), math_.rounded(dv), largest)
+
+
+# --- the answers to one case ---------------------------------------------------------------------
+
+
+def difference(got: Tensor, want: Tensor, name: str) -> Tensor:
+    """Absolute error; infinite where one side is a number and the other is not."""
+    same = (got == want) | (got.isnan() & want.isnan())
+    if name == "lse":  # where an infinite score makes the row meaningless, any such mark will do
+        same |= (want.isnan() | (want == torch.inf)) & ~got.isfinite()
+    return (got - want).abs().nan_to_num(torch.inf, torch.inf).masked_fill(same, 0)
+
+
+def tiles(x: Tensor) -> Tensor:
+    """Largest element in each tile of 64 rows: [heads, rows(, dim)] -> [heads, tiles]."""
+    rows = x.reshape(x.shape[0], x.shape[1], -1).amax(-1)
+    padded = torch.nn.functional.pad(rows, (0, -rows.shape[1] % TILE_ROWS))
+    return padded.view(len(x), -1, TILE_ROWS).amax(-1)
+
+
+class Solver:
+    """Exact answers and bounds, one key/value head at a time."""
+
+    def __init__(
+        self, problem: Problem, case: Case, mask: Mask, inputs: dict[str, Buffer]
+    ) -> None:
+        self.storage = DTYPES[problem.dtype]
+        self.backward = problem.op == "bwd"
+        self.scale, self.mask, self.inputs = case.scale_for(problem), mask, inputs
+        self.per_group = case.workload.heads // case.workload.kv_heads
+        self.exact: dict[Group, tuple[Tensor, Tensor, float]] = {}
+
+    def slice(self, name: str, group: Group) -> Tensor:
+        batch, head = group
+        values = self.inputs[name].values
+        if name in ("k", "v"):
+            return values[batch, head]
+        return values[batch, head * self.per_group : (head + 1) * self.per_group]
+
+    def forward(
+        self, group: Group, arithmetic: Arithmetic
+    ) -> tuple[Tensor, Tensor, float]:
+        q, k, v = (self.slice(name, group) for name in "qkv")
+        return forward(q, k, v, self.mask, self.scale, arithmetic)
+
+    def feed(self, group: Group, exact: bool) -> None:
+        """Write the o and lse that the backward reads."""
+        o, lse, largest = self.forward(group, EXACT if exact else FAST)
+        self.slice("o", group).copy_(o)
+        self.slice("lse", group).copy_(lse)
+        if exact:
+            self.exact[group] = o, lse, largest
+
+    def solve(self, group: Group) -> dict[str, tuple[Tensor, Tensor]]:
+        """Values and bounds by output."""
+        rounding = plain(self.storage)
+        k_max, q_max, v_max = (_largest(self.slice(name, group)) for name in "kqv")
+        if not self.backward:
+            o, lse, largest = self.forward(group, EXACT)
+            plain_o, plain_lse, _ = self.forward(group, rounding)
+            bound = self._bounds(largest)
+            return {"o": bound(o, plain_o, v_max), "lse": bound(lse, plain_lse, 1.0)}
+        o, lse, largest = self.exact.pop(group)
+        want = self._gradients(group, o, lse, EXACT)
+        got = self._gradients(group, self.slice("o", group), self.slice("lse", group), rounding)
+        bound = self._bounds(largest)
+        ds = self.scale * want.largest_dp
+        return {
+            "dq": bound(want.dq, got.dq, ds * k_max),
+            "dk": bound(want.dk[None], got.dk[None], ds * q_max),
+            "dv": bound(want.dv[None], got.dv[None], _largest(self.slice("dout", group))),
+        }
+
+    def _gradients(
+        self, group: Group, o: Tensor, lse: Tensor, arithmetic: Arithmetic
+    ) -> Gradients:
+        q, k, v, dout = (self.slice(name, group) for name in ("q", "k", "v", "dout"))
+        dlse = self.slice("dlse", group) if "dlse" in self.inputs else None
+        return backward(
+            q, k, v, o, lse, dout, dlse, self.mask, self.scale, arithmetic
+        )
+
+    def _bounds(self, largest_score: float) -> Bound:
+        """fp32 holds a score of size s to about s * eps, so its exponential to that share."""
+        fp32 = _EPS * (32 + 4 * largest_score)
+        half_step = torch.finfo(self.storage).eps / 4
+
+        def bound(want: Tensor, plain: Tensor, magnitude: float) -> tuple[Tensor, Tensor]:
+            error = difference(plain.to(want.dtype), want, "").nan_to_num(0, posinf=0)
+            size = want.abs().nan_to_num(0, posinf=0, neginf=0)
+            return want, 2 * tiles(error) + fp32 * magnitude + half_step * tiles(size)
+
+        return bound
+
+
+def _largest(x: Tensor) -> float:
+    return float(x.float().abs().nan_to_num(0, 0, 0).max())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,17 +20,14 @@ from fagen import reference
 from fagen.call import Call
 from fagen.cases import Case
 from fagen.errors import WrongResult
-from fagen.inputs import DTYPES, POISON, Buffer, buffer, outputs, random_inputs
+from fagen.inputs import POISON, Buffer, buffer, outputs, random_inputs
 from fagen.library import Library
-from fagen.model import Problem
+from fagen.model import Problem, Workload
+from fagen.reference import TILE_ROWS, Group, difference, tiles
 
-TILE_ROWS = 64
-SAMPLED_GROUPS = 3
+SAMPLED_GROUPS = 3  # at most, of a sampled case
+SAMPLED_SCORES = {"cpu": 1 << 30, "cuda": 1 << 34}  # in all sampled groups: seconds of reference
 KEPT_SHARE = 0.25  # of the device's memory, for prepared cases
-_EPS = 2.0**-23
-
-Group = tuple[int, int]  # batch, key/value head
-Bound = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 class MemoryDamaged(WrongResult):
@@ -151,21 +148,6 @@ def _compare(prepared: Prepared, name: str, values: Tensor) -> Score:
     return Score(worst, name)
 
 
-def difference(got: Tensor, want: Tensor, name: str) -> Tensor:
-    """Absolute error; infinite where one side is a number and the other is not."""
-    same = (got == want) | (got.isnan() & want.isnan())
-    if name == "lse":  # where an infinite score makes the row meaningless, any such mark will do
-        same |= (want.isnan() | (want == torch.inf)) & ~got.isfinite()
-    return (got - want).abs().nan_to_num(torch.inf, torch.inf).masked_fill(same, 0)
-
-
-def tiles(x: Tensor) -> Tensor:
-    """Largest element in each tile of 64 rows: [heads, rows(, dim)] -> [heads, tiles]."""
-    rows = x.reshape(x.shape[0], x.shape[1], -1).amax(-1)
-    padded = torch.nn.functional.pad(rows, (0, -rows.shape[1] % TILE_ROWS))
-    return padded.view(len(x), -1, TILE_ROWS).amax(-1)
-
-
 def _where(prepared: Prepared, name: str, got: Tensor, error: Tensor, share: Tensor) -> str:
     head, tile = divmod(int(share.argmax()), share.shape[1])
     rows = slice(tile * TILE_ROWS, (tile + 1) * TILE_ROWS)
@@ -191,9 +173,9 @@ def prepare(problem: Problem, case: Case, device: str) -> Prepared:
     inputs = random_inputs(problem, case, device)
     w = case.workload
     everything = [(b, h) for b in range(w.batch) for h in range(w.kv_heads)]
-    groups = _sample(everything) if case.sampled else everything
+    groups = _sample(everything, w, device) if case.sampled else everything
     mask = reference.Mask(problem.pattern, w.seqlen_q, w.seqlen_kv, device)
-    solver = _Solver(problem, case, mask, inputs)
+    solver = reference.Solver(problem, case, mask, inputs)
     if problem.op == "bwd":
         inputs |= {name: buffer(name, problem, case, device, POISON) for name in ("o", "lse")}
         for group in everything:
@@ -207,86 +189,9 @@ def prepare(problem: Problem, case: Case, device: str) -> Prepared:
     return Prepared(problem, case, inputs, untouched, tuple(groups), expected)
 
 
-def _sample(groups: list[Group]) -> list[Group]:
+def _sample(groups: list[Group], w: Workload, device: str) -> list[Group]:
+    """The last one at least, then the first, then the middle one."""
+    scores = w.heads // w.kv_heads * w.seqlen_q * w.seqlen_kv
+    count = max(1, min(SAMPLED_GROUPS, SAMPLED_SCORES[device.partition(":")[0]] // scores))
     last = len(groups) - 1
-    picked = {last * n // (SAMPLED_GROUPS - 1) for n in range(SAMPLED_GROUPS)}
-    return [groups[i] for i in sorted(picked)]
-
-
-class _Solver:
-    """Exact answers and bounds, one key/value head at a time."""
-
-    def __init__(
-        self, problem: Problem, case: Case, mask: reference.Mask, inputs: dict[str, Buffer]
-    ) -> None:
-        self.storage = DTYPES[problem.dtype]
-        self.backward = problem.op == "bwd"
-        self.scale, self.mask, self.inputs = case.scale_for(problem), mask, inputs
-        self.per_group = case.workload.heads // case.workload.kv_heads
-        self.exact: dict[Group, tuple[Tensor, Tensor, float]] = {}
-
-    def slice(self, name: str, group: Group) -> Tensor:
-        batch, head = group
-        values = self.inputs[name].values
-        if name in ("k", "v"):
-            return values[batch, head]
-        return values[batch, head * self.per_group : (head + 1) * self.per_group]
-
-    def forward(
-        self, group: Group, arithmetic: reference.Arithmetic
-    ) -> tuple[Tensor, Tensor, float]:
-        q, k, v = (self.slice(name, group) for name in "qkv")
-        return reference.forward(q, k, v, self.mask, self.scale, arithmetic)
-
-    def feed(self, group: Group, exact: bool) -> None:
-        """Write the o and lse that the backward reads."""
-        o, lse, largest = self.forward(group, reference.EXACT if exact else reference.FAST)
-        self.slice("o", group).copy_(o)
-        self.slice("lse", group).copy_(lse)
-        if exact:
-            self.exact[group] = o, lse, largest
-
-    def solve(self, group: Group) -> dict[str, tuple[Tensor, Tensor]]:
-        """Values and bounds by output."""
-        plain = reference.plain(self.storage)
-        k_max, q_max, v_max = (_largest(self.slice(name, group)) for name in "kqv")
-        if not self.backward:
-            o, lse, largest = self.forward(group, reference.EXACT)
-            plain_o, plain_lse, _ = self.forward(group, plain)
-            bound = self._bounds(largest)
-            return {"o": bound(o, plain_o, v_max), "lse": bound(lse, plain_lse, 1.0)}
-        o, lse, largest = self.exact.pop(group)
-        want = self._gradients(group, o, lse, reference.EXACT)
-        got = self._gradients(group, self.slice("o", group), self.slice("lse", group), plain)
-        bound = self._bounds(largest)
-        ds = self.scale * want.largest_dp
-        return {
-            "dq": bound(want.dq, got.dq, ds * k_max),
-            "dk": bound(want.dk[None], got.dk[None], ds * q_max),
-            "dv": bound(want.dv[None], got.dv[None], _largest(self.slice("dout", group))),
-        }
-
-    def _gradients(
-        self, group: Group, o: Tensor, lse: Tensor, arithmetic: reference.Arithmetic
-    ) -> reference.Gradients:
-        q, k, v, dout = (self.slice(name, group) for name in ("q", "k", "v", "dout"))
-        dlse = self.slice("dlse", group) if "dlse" in self.inputs else None
-        return reference.backward(
-            q, k, v, o, lse, dout, dlse, self.mask, self.scale, arithmetic
-        )
-
-    def _bounds(self, largest_score: float) -> Bound:
-        """fp32 holds a score of size s to about s * eps, so its exponential to that share."""
-        fp32 = _EPS * (32 + 4 * largest_score)
-        half_step = torch.finfo(self.storage).eps / 4
-
-        def bound(want: Tensor, plain: Tensor, magnitude: float) -> tuple[Tensor, Tensor]:
-            error = difference(plain.to(want.dtype), want, "").nan_to_num(0, posinf=0)
-            size = want.abs().nan_to_num(0, posinf=0, neginf=0)
-            return want, 2 * tiles(error) + fp32 * magnitude + half_step * tiles(size)
-
-        return bound
-
-
-def _largest(x: Tensor) -> float:
-    return float(x.float().abs().nan_to_num(0, 0, 0).max())
+    return [groups[i] for i in sorted({*(last, 0, last // 2)[:count]})]

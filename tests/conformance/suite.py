@@ -19,6 +19,7 @@ HEAD_DIMS = range(8, 257, 8)
 MIXED = ("64x128", "128x64", "192x128", "40x24", "8x256", "256x16")
 USUAL = ("64", "96", "128", "256")
 RANDOM_CONFIGS = 6
+DRAWS = 2000
 
 
 def sampled() -> list[str]:
@@ -60,11 +61,15 @@ def others(target: Target) -> list[Candidate]:
     """Some configs that are not the default, the same ones every time."""
     chosen: list[Candidate] = []
     for slug in ("fwd-bf16-d64-causal", "bwd-bf16-d64-causal", "fwd-fp16-d128", "bwd-fp16-d128"):
-        for candidate in defaults([slug], target):
-            space = Space(candidate.problem, target, candidate.family)
-            legal = list(itertools.islice(space.legal(), 5000))
-            count = min(RANDOM_CONFIGS, len(legal))
-            chosen += random.Random(slug).sample(legal, count)
+        for default in defaults([slug], target):
+            space, draw = Space(default.problem, target, default.family), random.Random(slug)
+            found: dict[Candidate, None] = {}
+            for _ in range(DRAWS):
+                point = {knob: draw.choice(choices) for knob, choices in space.knobs().items()}
+                candidate = space.candidate(point)
+                if len(found) < RANDOM_CONFIGS and not default.family.broken_rules(candidate):
+                    found[candidate] = None
+            chosen += found
     return chosen
 
 

@@ -14,7 +14,8 @@ from fagen.cases import Case, long_list, of_workload, short_list
 from fagen.errors import WrongResult
 from fagen.inputs import DTYPES, POISON, Buffer, outputs
 from fagen.model import Problem, Workload
-from fagen.verify import Checker, MemoryDamaged, difference, prepare, tiles
+from fagen.reference import difference, tiles
+from fagen.verify import SAMPLED_SCORES, Checker, MemoryDamaged, prepare
 
 
 class Textbook:
@@ -113,6 +114,13 @@ def test_a_sampled_case_compares_the_first_the_middle_and_the_last_head(check, s
     case = of_workload(Workload(2, 6, 3, 70, 90))
     assert prepare(Problem.parse(slug), case, "cpu").groups == ((0, 0), (0, 2), (1, 2))
     assert 0 < check(slug, case).error <= 1
+
+
+def test_a_large_sampled_case_compares_fewer_heads(monkeypatch):
+    case = of_workload(Workload(2, 6, 3, 70, 90))
+    for scores, groups in ((2 * 2 * 6300, ((0, 0), (1, 2))), (1, ((1, 2),))):
+        monkeypatch.setitem(SAMPLED_SCORES, "cpu", scores)
+        assert prepare(Problem.parse("fwd-fp32-d8"), case, "cpu").groups == groups
 
 
 def spoiled(name, index, change):
