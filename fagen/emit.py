@@ -135,11 +135,28 @@ def _kernel(s: Shipped) -> dict[str, Any]:
         "config": entry.config,
         "target": dataclasses.asdict(entry.target),
         "workload": str(entry.workload),
+        "options": _options(entry),
         "speed": {"median_us": measured.median_us, "tflops": measured.tflops},
         "error": {"of_bound": measured.error, "bound_by": measured.bound_by},
         "source": s.part.source.digest,
         "binary": {"sha256": binary.sha256, "arch": binary.arch, "compiler": binary.compiler},
         "provenance": entry.provenance,
+    }
+
+
+def _options(entry: Entry) -> dict[str, Any]:
+    """What the slugs say, spelled out for programs."""
+    problem, w = entry.problem, entry.workload
+    return {
+        "op": problem.op,
+        "dtype": problem.dtype,
+        "head_dim": problem.head_dim,
+        "head_dim_v": problem.head_dim_v,
+        "left": problem.pattern.left,
+        "right": problem.pattern.right,
+        "top_left": problem.pattern.top_left,
+        "deterministic": "deterministic" in problem.features,
+        "sizes": [w.batch, w.heads, w.kv_heads, w.seqlen_q, w.seqlen_kv],
     }
 
 

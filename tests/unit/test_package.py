@@ -5,6 +5,7 @@ Kernels are the textbook ones of toykernel.py; what real kernels compute is test
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import math
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,9 +26,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from fagen import paths
+from fagen.build import Builder, Cache
 from fagen.emit import Shipped, emit
-from fagen.link import find_cc
-from fagen.model import Entry, Measurement, Workload
+from fagen.link import Part, find_cc
+from fagen.model import Entry, Measurement, Source, Workload
 from tests.unit import toykernel
 
 NAME = "toy_attention"
@@ -39,8 +42,19 @@ SLUGS = tuple(
 )
 
 
-def _shipped(slug: str) -> Shipped:
-    part = toykernel.part(slug, paths.cache())
+def _shipped(slug: str, target: str = "") -> Shipped:
+    isa = {"name": target, "isa": ("amx_fantasy",)} if target else {}
+    return _ship(toykernel.part(slug, paths.cache(), **isa))
+
+
+def _shipped_source(part: Part, text: str) -> Shipped:
+    """The same kernel from another text."""
+    source = Source(text, hashlib.sha256(text.encode()).hexdigest(), "cpp")
+    binary = Builder(Cache(paths.cache())).build(part.candidate, source)
+    return _ship(replace(part, source=source, binary=binary))
+
+
+def _ship(part: Part) -> Shipped:
     measured = Measurement(10.0, 9.0, 11.0, 5, 0.25, "lse", tflops=1.5)
     return Shipped(part, Entry(part.candidate.problem, part.candidate.target,
                                Workload(1, 2, 2, 64, 64), "toy", {"answer": 0}, measured))
@@ -591,6 +605,33 @@ def copy_of(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder, tmp_path / folder.name))
 
 
+def test_run_as_a_program(folder: Path, tmp_path: Path) -> None:
+    def run(*arguments: str, module: str = NAME) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", module, *arguments], cwd=folder.parent,
+                              capture_output=True, text=True, timeout=120)
+
+    done = run("--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["kernels"]
+    assert [r["problem"] for r in rows] == sorted(SLUGS)
+    assert all(r["right"] and r["us"] > 0 and r["here"] == "cpu" for r in rows)
+    assert run("--what").returncode == 2
+    shown = run().stdout.splitlines()
+    assert shown[0].startswith(f"{NAME}: {len(SLUGS)} kernels, made by fagen")
+    assert all(" right, " in line for line in shown[1:])
+    # A kernel that lies, one for another CPU, and a backward without its forward.
+    part = toykernel.part("fwd-fp32-d8-dense", paths.cache())
+    lie = part.source.text.replace("out[d] /= ", "out[d] *= ")
+    wrong = _shipped_source(part, lie)
+    emit([wrong, _shipped("bwd-fp32-d8-causal"), _shipped("fwd-fp32-d16-dense", "elsewhere")],
+         folder.parent / "liar")
+    done = run(module="liar")
+    assert done.returncode == 1
+    assert "not here: no kernel of this package serves fwd-fp32-d8-causal" in done.stdout
+    assert "which this CPU does not have" in done.stdout
+    assert "WRONG" in done.stdout
+
+
 def test_a_changed_library_is_refused(folder: Path, tmp_path: Path) -> None:
     copy = copy_of(folder, tmp_path)
     library = copy / f"lib{NAME}.so"
@@ -649,10 +690,8 @@ def test_module_is_the_one_emitted(package: ModuleType, folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_with_real_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Any) -> None:
-    from fagen.build import Builder, Cache
     from fagen.devices import host
     from fagen.families import families_for
-    from fagen.link import Part
     from fagen.model import Problem
     from fagen.render import Renderer
 
