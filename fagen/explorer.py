@@ -1,8 +1,8 @@
 """Which candidate to try next.
 
 Seeds first, then, if everything legal fits the budget, everything. A larger space is explored by
-turns: the sampler (TPE) looks where good points are dense, and the neighbours of the best points,
-one knob away, are tried so that the last few percent are not left to luck. Several families share
+turns: the sampler (TPE) looks where good points are dense, and a model of the space picks the legal
+point that promises most, so that the last few percent are not left to luck. Several families share
 the trials: one that is far behind gets few turns.
 """
 
@@ -14,16 +14,18 @@ import random
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 from fagen.families.base import Space
 from fagen.journal import Proposal, Study
 from fagen.model import Candidate
+from fagen.surrogate import coordinates, most_promising
 
-_ASKS = 40  # of the sampler for one new legal point, before a point is drawn instead
-_DRAWS = 200  # of a random point, before the space is walked
-_NEAR = 1.15  # neighbours are tried of points within this factor of the best
-_INCUMBENTS = 4
+_ASKS = 20  # of the sampler for one new legal point, before a point is drawn instead
+_MODEL_FROM = 8  # points timed before the model is worth asking
+_MODEL_OF = 120  # of the fastest points the model is made
+_MODEL_OVER = 1000  # legal points, drawn anew each time where there are more
 _FAR_BEHIND = 4  # power of the lag by which a family loses turns
 
 
@@ -54,9 +56,15 @@ class Lane:
     def is_legal(self, candidate: Candidate) -> bool:
         return not self.space.family.broken_rules(candidate)
 
-    def incumbents(self) -> list[Candidate]:
-        near = [c for c, score in self.scores.items() if score <= self.best * _NEAR]
-        return sorted(near, key=lambda c: (self.scores[c], str(c)))[:_INCUMBENTS]
+    def fastest(self) -> list[Candidate]:
+        timed = [c for c, score in self.scores.items() if math.isfinite(score)]
+        return sorted(timed, key=lambda c: (self.scores[c], str(c)))
+
+    @cached_property
+    def legal(self) -> dict[Candidate, list[float]]:
+        """Every legal point with its coordinates."""
+        knobs = self.space.knobs()
+        return {c: coordinates(knobs, c.config) for c in self.space.legal()}
 
 
 class Explorer:
@@ -128,7 +136,7 @@ class Explorer:
         lanes = list(self.lanes.values())
         while lanes:
             lane = self._rng.choices(lanes, [self._turn_share(lane) for lane in lanes])[0]
-            planned = self._neighbour(lane) if next(self._turns) % 2 else self._ask(lane)
+            planned = self._model(lane) if next(self._turns) % 3 else None
             planned = planned or self._ask(lane) or self._draw(lane)
             if planned:
                 return planned
@@ -158,38 +166,23 @@ class Explorer:
                 return Planned(candidate, proposal)
         return None
 
-    def _neighbour(self, lane: Lane) -> Planned | None:
-        """A new legal point one knob away from one of the best, the nearest steps first."""
-        for incumbent in lane.incumbents():
-            for step in neighbours(lane.space, incumbent):
-                new = [c for c in step if lane.is_new(c) and lane.is_legal(c)]
-                if new:
-                    return _plain(self._rng.choice(new))
-        return None
+    def _model(self, lane: Lane) -> Planned | None:
+        """The new legal point that promises most by what was measured."""
+        known = lane.fastest()[:_MODEL_OF]
+        new = [c for c in lane.legal if lane.is_new(c)]
+        if len(known) < _MODEL_FROM or not new:
+            return None
+        if len(new) > _MODEL_OVER:
+            new = self._rng.sample(new, _MODEL_OVER)
+        best = most_promising(
+            [lane.legal[c] for c in known], [lane.scores[c] for c in known],
+            [lane.legal[c] for c in new],
+        )
+        return _plain(new[best])
 
     def _draw(self, lane: Lane) -> Planned | None:
-        knobs = lane.space.knobs()
-        for _ in range(_DRAWS):
-            point = {name: self._rng.choice(choices) for name, choices in knobs.items()}
-            candidate = lane.space.candidate(point)
-            if lane.is_new(candidate) and lane.is_legal(candidate):
-                return _plain(candidate)
-        return self._first_new(lane.space.legal())
-
-
-def neighbours(space: Space, candidate: Candidate) -> list[list[Candidate]]:
-    """Points that differ in one knob: first those one step away in the knob's order of choices,
-    then the rest."""
-    near: list[Candidate] = []
-    far: list[Candidate] = []
-    for name, choices in space.knobs().items():
-        at = choices.index(getattr(candidate.config, name))
-        for index, choice in enumerate(choices):
-            if index != at:
-                (near if abs(index - at) == 1 else far).append(
-                    candidate.with_config(**{name: choice})
-                )
-    return [near, far]
+        new = [c for c in lane.legal if lane.is_new(c)]
+        return _plain(self._rng.choice(new)) if new else None
 
 
 def _plain(candidate: Candidate) -> Planned:
