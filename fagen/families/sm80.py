@@ -22,6 +22,7 @@ from fagen.families.sm80_bwd import plan as backward_plan
 from fagen.families.sm80_bwd import preferred as preferred_backward
 from fagen.families.sm80_limits import fits_registers, fits_shared, padded
 from fagen.model import Candidate, Problem, Target, Workload
+from fagen.patterns import UNBOUNDED
 
 Config = TypeVar("Config")
 
@@ -77,6 +78,8 @@ def preferred_forward(problem: Problem) -> tuple[Forward, ...]:
         tiles = [(128, 96, 4), (128, 64, 4)]
     elif width <= 128:
         tiles = [(128, 64, 4), (128, 48, 4), (128, 32, 4)]
+        if problem.pattern.left != UNBOUNDED:  # two bounds per row leave fewer registers
+            tiles = tiles[1:]
     else:
         tiles = [(128, 64, 8), (64, 64, 4), (64, 48, 4), (64, 32, 4), (64, 16, 4)]
     return tuple(Forward(m, n, warps) for m, n, warps in tiles)

@@ -44,7 +44,6 @@ __device__ __forceinline__ void dq_pass(const fagen_params &p, uint32_t q_tile) 
   const Rows in(p);
   const Pattern pattern(Lengths{p.seqlen_q, p.seqlen_kv});
   const Range keys = pattern.keys(in.q0, in.q1);
-  const float *stats = stats_of(p, block_of(p, in.z, in.y, in.q0 / BLOCK_M));
   const float scale = exponent_scale(p.scale);
 
   TileCopy<BLOCK_M, HEAD_DIM, DQ_THREADS>::load(
@@ -60,23 +59,25 @@ __device__ __forceinline__ void dq_pass(const fagen_params &p, uint32_t q_tile) 
     __syncthreads();  // every warp is done with the keys before
     TileCopy<DQ_KEYS, HEAD_DIM, DQ_THREADS>::load(
         k_tile, head_of(p.k, in.z, in.kv_head) + k0 * p.k.row_stride, p.k.row_stride,
-        p.seqlen_kv - k0, in.thread);
+        p.seqlen_kv - k0, Where().thread);
     TileCopy<DQ_KEYS, HEAD_DIM_V, DQ_THREADS>::load(
         v_tile, head_of(p.v, in.z, in.kv_head) + k0 * p.v.row_stride, p.v.row_stride,
-        p.seqlen_kv - k0, in.thread);
+        p.seqlen_kv - k0, Where().thread);
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();
 
-    const int row = 16 * in.warp;
+    const Rows me(p);
+    const int row = 16 * me.warp;
     float s[1][DQ_TILES][4], dp[1][DQ_TILES][4];
-    multiply_rows<HEAD_DIM>(s, rows_first<HEAD_DIM>(q_tile, row, 0, in.lane),
-                            columns_first<HEAD_DIM>(k_tile, 0, 0, in.lane));
-    multiply_rows<HEAD_DIM_V>(dp, rows_first<HEAD_DIM_V>(do_tile, row, 0, in.lane),
-                              columns_first<HEAD_DIM_V>(v_tile, 0, 0, in.lane));
-    row_gradient(s[0], dp[0], stats, row + in.lane / 4, k0 + in.lane % 4 * 2, pattern, scale,
-                 in.q0);
-    const auto k = rows_first<HEAD_DIM>(k_tile, 0, 0, in.lane);
+    multiply_rows<HEAD_DIM>(s, rows_first<HEAD_DIM>(q_tile, row, 0, me.lane),
+                            columns_first<HEAD_DIM>(k_tile, 0, 0, me.lane));
+    multiply_rows<HEAD_DIM_V>(dp, rows_first<HEAD_DIM_V>(do_tile, row, 0, me.lane),
+                              columns_first<HEAD_DIM_V>(v_tile, 0, 0, me.lane));
+    const float *stats = stats_of(p, block_of(p, me.z, me.y, me.q0 / BLOCK_M));
+    row_gradient(s[0], dp[0], stats, row + me.lane / 4, k0 + me.lane % 4 * 2, pattern, scale,
+                 me.q0);
+    const auto k = rows_first<HEAD_DIM>(k_tile, 0, 0, me.lane);
     multiply<DQ_KEYS / 16>(
         dq, [&](uint32_t(&r)[4], int step, int m) { as_operand(r, dp[m], step); },
         [&](uint32_t(&r)[4], int step, int n) { ldmatrix_transposed(r, k.at(16 * step, 2 * n)); });
