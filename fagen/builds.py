@@ -128,10 +128,11 @@ class Builds:
     def _child(self, candidate: Candidate, answer: Connection) -> None:
         os.setsid()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            answer.send(self._build(candidate))
-        except FagenError as error:
-            answer.send((type(error), error.message, error.hint))
+        with contextlib.suppress(BrokenPipeError):  # the parent is gone
+            try:
+                answer.send(self._build(candidate))
+            except FagenError as error:
+                answer.send((type(error), error.message, error.hint))
         os._exit(0)
 
     def _build(self, candidate: Candidate) -> Built:

@@ -83,7 +83,13 @@ class Child:
         while True:
             self.doing = what
             line = self._line(time.monotonic() + self.limits[stage] + extra, what)
-            message: dict[str, Any] = json.loads(line)
+            try:
+                message: dict[str, Any] = json.loads(line)
+            except ValueError:
+                self.end()
+                raise WorkerCrashed(
+                    f"something else wrote into the worker's answers ({what})"
+                ) from None
             if "doing" not in message:
                 return message
             stage, what = message["doing"], message["what"]

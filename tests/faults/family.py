@@ -12,7 +12,8 @@ from fagen.render import Renderer, symbol
 
 FAULTS = (
     "none", "segfault", "abort", "exit", "hang", "wrong", "nan", "unwritten", "past_the_end",
-    "far_away", "input", "garbage", "large", "unsteady", "compile_error", "compile_hang",
+    "far_away", "input", "garbage", "garbage_everywhere", "large", "unsteady",
+    "compile_error", "compile_hang",
 )
 GPU_FAULTS = (
     "none", "illegal_address", "trap", "hang", "wrong", "nan", "past_the_end", "out_of_memory",

@@ -37,6 +37,7 @@ EXPECTED = {
     "past_the_end": ("verify", "WrongResult", "4 bytes starting 20 bytes after its end"),
     "far_away": ("verify", "WorkerCrashed", "died of SIG"),
     "input": ("verify", "WrongResult", "changed its input k"),
+    "garbage_everywhere": ("verify", "WorkerCrashed", "something else wrote into"),
     "compile_error": ("build", "BuildError", "this kernel does not compile"),
 }
 

@@ -6,8 +6,13 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fagen import reference
+from fagen.cases import INPUTS, NOT_FINITE, Case
+from fagen.inputs import random_inputs
+from fagen.model import Problem, Workload
 from fagen.patterns import parse_pattern
 
 SIZES = [(5, 5), (7, 12), (12, 7), (1, 9), (33, 1)]
@@ -65,3 +70,20 @@ def test_plain_rounds_what_a_16_bit_kernel_must_round():
     fp32_error, bf16_error = (float((x - exact).abs().max()) for x in (fp32, bf16))
     assert 0 < fp32_error < 1e-5
     assert 1e-4 < bf16_error < 2e-2
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_strange_inputs_give_what_torch_gives(kind):
+    """Where a score is +inf or not a number torch has no more meaning than we do: not finite."""
+    problem, case = Problem.parse("fwd-fp32-d16"), Case(Workload(1, 2, 1, 21, 30), kind)
+    given = {n: b.values.double() for n, b in random_inputs(problem, case, "cpu").items()}
+    q, k, v = given["q"], given["k"], given["v"]
+    with sdpa_kernel(SDPBackend.MATH):
+        want = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+    mask = reference.Mask(problem.pattern, 21, 30, "cpu")
+    o, lse, _ = reference.forward(q[0], k[0, 0], v[0, 0], mask, 16**-0.5, reference.EXACT)
+    torch.testing.assert_close(o, want[0], equal_nan=True)
+    strange = ~o.isfinite().all(-1)
+    assert bool(strange.any()) == (kind in NOT_FINITE)
+    if kind in ("nan_q", "nan_k"):
+        assert not lse[strange].isfinite().any()
