@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fagen.errors import SetupError, WorkerCrashed, WorkerTimeout
 
@@ -49,7 +49,7 @@ class Child:
         self._unread = b""
         command = [sys.executable, "-m", "fagen.worker", "--device", self.device,
                    "--threads", str(self.threads)]
-        with self.log.open("ab") as log:
+        with self._open_log() as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
                 start_new_session=True, env=_environment(),
@@ -59,6 +59,16 @@ class Child:
         except (WorkerCrashed, WorkerTimeout) as error:
             raise SetupError(
                 f"the worker for {self.device} does not start: {error.message}", "fagen doctor"
+            ) from error
+
+    def _open_log(self) -> IO[bytes]:
+        try:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            return self.log.open("ab")
+        except OSError as error:
+            raise SetupError(
+                f"{self.log} cannot be written: {error.strerror}",
+                "free some space, or choose another folder with FAGEN_CACHE_DIR",
             ) from error
 
     def ask(self, do: str, arguments: dict[str, Any], extra: float = 0.0) -> dict[str, Any]:

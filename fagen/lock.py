@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from fagen.errors import RunError
+from fagen.errors import RunError, SetupError
 
 WAIT_SECONDS = 600.0
 _TICK = 0.1
@@ -30,25 +30,38 @@ class DeviceLock:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+") as file:
+        with self._open() as file:
             self._acquire(file)
-            file.truncate(0)
-            file.write(f"process {os.getpid()} ({' '.join(sys.argv)[:200]})")
-            file.flush()
+            self._sign(file, f"process {os.getpid()} ({' '.join(sys.argv)[:200]})")
             try:
                 yield
             finally:
-                file.truncate(0)
+                self._sign(file, "")
 
-    def _acquire(self, file: IO[str]) -> None:
+    def _open(self) -> IO[bytes]:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            return self.path.open("a+b", buffering=0)
+        except OSError as error:
+            raise SetupError(
+                f"the lock {self.path} cannot be opened: {error.strerror}",
+                "free some space, or choose another folder with FAGEN_CACHE_DIR",
+            ) from error
+
+    def _sign(self, file: IO[bytes], text: str) -> None:
+        """Say who holds it. The lock itself needs no bytes, so a full disk is no obstacle."""
+        with contextlib.suppress(OSError):
+            file.truncate(0)
+            file.write(text.encode())
+
+    def _acquire(self, file: IO[bytes]) -> None:
         deadline, told = time.monotonic() + self.wait, False
         while True:
             try:
                 return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
-                holder = file.read() or "another process"
+                holder = file.read().decode(errors="replace") or "another process"
             if time.monotonic() > deadline:
                 raise RunError(
                     f"{self.device} is in use by {holder}: waited {self.wait:g} s",

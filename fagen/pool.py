@@ -62,7 +62,6 @@ class Pool:
         self.renderer = renderer  # the search asks for digests
         self.renderer = renderer
         limits = limits or Limits()
-        scratch.mkdir(parents=True, exist_ok=True)
         self._builds = Builds(
             builder, renderer, jobs, scratch / "libraries", limits.build, allow_spills
         )

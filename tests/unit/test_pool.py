@@ -177,6 +177,19 @@ class TestLock:
             pass
 
 
+    def test_a_folder_that_cannot_be_written_is_a_setup_error(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(SetupError, match="cannot be opened: File exists"), DeviceLock(
+            tmp_path / "file", "cpu"
+        ).held():
+            pass
+
+    def test_a_full_disk_only_hides_the_name_of_the_holder(self, tmp_path):
+        (tmp_path / "cpu.lock").symlink_to("/dev/full")
+        with DeviceLock(tmp_path, "cpu").held():
+            pass
+
+
 class TestReproduce:
     def test_a_known_target_is_named(self):
         command = reproduce(candidate(V3, fault="abort"))
@@ -228,6 +241,16 @@ def test_a_worker_that_cannot_start_is_a_setup_error(tmp_path, templates):
         Pool(Builder(Cache(tmp_path)), templates, "cuda:77", jobs=1, scratch=tmp_path / "s",
              limits=Limits(start=60)) as pool,
         pytest.raises(SetupError, match="the worker for cuda:77 does not start"),
+    ):
+        pool._worker.start()
+
+
+def test_a_log_that_cannot_be_written_is_a_setup_error(tmp_path, templates):
+    (tmp_path / "file").write_text("")
+    scratch = tmp_path / "file" / "scratch"
+    with (
+        Pool(Builder(Cache(tmp_path)), templates, "cpu", jobs=1, scratch=scratch) as pool,
+        pytest.raises(SetupError, match=r"worker.log cannot be written: Not a directory"),
     ):
         pool._worker.start()
 
