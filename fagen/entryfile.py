@@ -15,7 +15,7 @@ from typing import Any
 from fagen import yamlfile
 from fagen.errors import FagenError, StoreError
 from fagen.model import Entry, Measurement, Problem, Target, Workload
-from fagen.yamlfile import Complaint, Mapping, field, mapping, only
+from fagen.yamlfile import Complaint, Line, Mapping, field, mapping, only
 
 SCHEMA = 1
 _HEADER = "# Written by `fagen tune`. Review it like code; `fagen list` says what is stale.\n"
@@ -53,7 +53,7 @@ def _entry_document(entry: Entry) -> dict[str, Any]:
         "config": entry.config,
         "result": dataclasses.asdict(entry.measurement),
         "binary": entry.binary,
-        "runners_up": list(entry.runners_up),
+        "runners_up": [Line(r | {"config": Line(r["config"])}) for r in entry.runners_up],
         "provenance": entry.provenance,
     }
 
@@ -61,7 +61,8 @@ def _entry_document(entry: Entry) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """Rounded, and made of YAML's own types."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        kind = Line if isinstance(value, Line) else dict
+        return kind({str(k): _plain(v) for k, v in value.items()})
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     if isinstance(value, float) and math.isfinite(value):

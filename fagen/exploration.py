@@ -212,6 +212,13 @@ class Exploration:
             raise BuildError(f"{candidate} was built and measured, and now: {built.reason}")
         return built.binary
 
+    def settle(self, winner: Candidate, measurements: Sequence[Measurement]) -> None:
+        """The final lap has decided."""
+        score = sum(
+            w.weight * m.median_us for w, m in zip(self.workloads, measurements, strict=True)
+        )
+        self._best = (score, str(winner), winner)
+
     def finalists(self) -> list[Candidate]:
         """The best few and every default that works."""
         ranked = self.ranked()

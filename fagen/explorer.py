@@ -61,10 +61,17 @@ class Lane:
         return sorted(timed, key=lambda c: (self.scores[c], str(c)))
 
     @cached_property
-    def legal(self) -> dict[Candidate, list[float]]:
-        """Every legal point with its coordinates."""
+    def left(self) -> dict[Candidate, None]:
+        """Legal points that are new, in the space's order."""
+        return dict.fromkeys(c for c in self.space.legal() if self.is_new(c))
+
+    def plan(self, candidate: Candidate) -> None:
+        self.planned.add(candidate)
+        self.left.pop(candidate, None)
+
+    def coordinates(self, candidates: Sequence[Candidate]) -> list[list[float]]:
         knobs = self.space.knobs()
-        return {c: coordinates(knobs, c.config) for c in self.space.legal()}
+        return [coordinates(knobs, c.config) for c in candidates]
 
 
 class Explorer:
@@ -98,7 +105,7 @@ class Explorer:
             return None
         planned = self._seed() or (self._walk() if self._points else self._search())
         if planned:
-            self.lane(planned.candidate).planned.add(planned.candidate)
+            self.lane(planned.candidate).plan(planned.candidate)
         return planned
 
     def tell(self, planned: Planned, score: float | None, record: dict[str, Any]) -> None:
@@ -112,6 +119,7 @@ class Explorer:
         """It will not be tried."""
         lane = self.lane(planned.candidate)
         lane.planned.discard(planned.candidate)
+        lane.left[planned.candidate] = None
         lane.study.withdraw(planned.proposal)
 
     def lane(self, candidate: Candidate) -> Lane:
@@ -169,20 +177,18 @@ class Explorer:
     def _model(self, lane: Lane) -> Planned | None:
         """The new legal point that promises most by what was measured."""
         known = lane.fastest()[:_MODEL_OF]
-        new = [c for c in lane.legal if lane.is_new(c)]
+        new = list(lane.left)
         if len(known) < _MODEL_FROM or not new:
             return None
         if len(new) > _MODEL_OVER:
             new = self._rng.sample(new, _MODEL_OVER)
         best = most_promising(
-            [lane.legal[c] for c in known], [lane.scores[c] for c in known],
-            [lane.legal[c] for c in new],
+            lane.coordinates(known), [lane.scores[c] for c in known], lane.coordinates(new)
         )
         return _plain(new[best])
 
     def _draw(self, lane: Lane) -> Planned | None:
-        new = [c for c in lane.legal if lane.is_new(c)]
-        return _plain(self._rng.choice(new)) if new else None
+        return _plain(self._rng.choice(list(lane.left))) if lane.left else None
 
 
 def _plain(candidate: Candidate) -> Planned:

@@ -82,13 +82,13 @@ def _runners_up(learned: Learned, found: Exploration) -> list[dict[str, Any]]:
     ]
     return [
         {
-            "family": s.key.family.name,
-            "config": asdict(s.key.config),
+            "tie": s.tie,
             "slower": s.gap.slower,
             "low": s.gap.low,
             "high": s.gap.high,
-            "tie": s.tie,
             "default": s.key in found.defaults,
+            "family": s.key.family.name,
+            "config": asdict(s.key.config),
         }
         for s in shown
     ]

@@ -99,6 +99,7 @@ def conclude(found: Exploration) -> Learned:
         raise _nothing_works(found, lap.failures)
     winner = standings[0].key
     learned = Learned(winner, lap.measurements(winner), tuple(standings), complete=True)
+    found.settle(winner, learned.measurements)
     found.report("done", candidate=winner)
     return learned
 

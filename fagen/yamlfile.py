@@ -17,7 +17,7 @@ import yaml
 
 from fagen.errors import StoreError
 
-_PLAIN = re.compile(r"[A-Za-z_][A-Za-z_ ]*(-[A-Za-z_]+)*")
+_PLAIN = re.compile(r"(?![yYnN]$|[0-9a-f]{8,}$)[A-Za-z_][A-Za-z0-9_.+-]*( [A-Za-z0-9_.+-]+)*")
 
 
 class Complaint(ValueError):
@@ -118,6 +118,19 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+class Line(dict[str, Any]):
+    """A mapping that is written on one line."""
+
+
+def _line(dumper: _Dumper, line: Line) -> yaml.MappingNode:
+    return dumper.represent_mapping("tag:yaml.org,2002:map", line, flow_style=True)
+
+
+def _list(dumper: _Dumper, items: list[Any]) -> yaml.SequenceNode:
+    short = not any(isinstance(item, dict | list) for item in items)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=short)
+
+
 def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
     resolve: Any = dumper.resolve
     misread = resolve(yaml.ScalarNode, text, (True, False)) != "tag:yaml.org,2002:str"
@@ -126,11 +139,13 @@ def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(str, _text)
+_Dumper.add_representer(list, _list)
+_Dumper.add_representer(Line, _line)
 
 
 def dump(document: Any) -> str:
     return yaml.dump(
-        document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=96,
+        document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000,
         default_flow_style=False,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -308,6 +309,35 @@ def test_kill_minus_nine_loses_nothing_that_was_told(tmp_path: Path) -> None:
     bench.tune(pool, trials=60)
     assert bench.events[0].resumed == len(before)
     assert len(set(pool.measured)) == 60 - len(before)
+
+
+def test_a_full_disk_stops_the_search_in_words_and_loses_nothing(bench: Bench) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(event: Event) -> None:
+        if event.kind == "trial" and event.done == 9:
+            full = bench.journal.stat().st_size + 99
+            resource.setrlimit(resource.RLIMIT_FSIZE, (full, limits[1]))
+
+    pool, after = FakePool(), FakePool()
+    try:
+        with pytest.raises(StoreError, match="what was told before is safe") as caught:
+            bench.tune(pool, listener=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "goes on from there" in str(caught.value.hint)
+    bench.tune(after)
+    assert bench.events[0].resumed >= 9
+    assert not set(list(dict.fromkeys(pool.measured))[:9]) & set(after.measured)
+
+
+def test_a_torn_line_costs_one_trial_at_most(bench: Bench) -> None:
+    bench.tune(FakePool())
+    bench.journal.write_bytes(bench.journal.read_bytes()[:-9])
+    pool = FakePool()
+    bench.tune(pool)
+    assert [e.resumed for e in bench.events if e.kind == "start"] in ([0, 40], [0, 39])
+    assert len(set(pool.measured)) <= 1
 
 
 def test_a_second_search_of_the_same_problem_is_refused(bench: Bench) -> None:

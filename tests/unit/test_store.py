@@ -30,7 +30,7 @@ def entry(
     return Entry(
         problem, target, workload, "synthetic", dataclasses.asdict(config), measurement,
         {"sha256": "00123456789e10", "registers": 168},
-        ({"family": "synthetic", "config": {"block_m": 64}, "slower": 0.0123456, "tie": True},),
+        ({"tie": True, "slower": 0.0123456, "family": "synthetic", "config": {"block_m": 64}},),
         {"source": "12e456", "compiler": "nvcc 13.0.88", "driver": "12.10", "date": "2026-11-20",
          "search": {"tried": 60, "failures": {"run: WrongResult": 2}}},
     )
@@ -103,8 +103,16 @@ def test_a_file_round_trips(
     assert (read.config, read.provenance, read.binary) == (config, provenance, binary)
 
 
+def test_a_runner_up_is_one_line_with_its_distance_first() -> None:
+    lines = to_text([entry()]).splitlines()
+    at = lines.index("  runners_up:")
+    assert lines[at + 1].startswith("  - {tie: true, slower: 0.012346, ")
+    assert lines[at + 2] == "  provenance:"
+
+
 def test_texts_that_other_readers_would_misread_are_quoted() -> None:
-    for text in ("12.10", "12e456", "2026-11-20", "off", "yes", "null", "0755", "1e3", "a: b", ""):
+    for text in ("12.10", "12e456", "2026-11-20", "off", "yes", "null", "0755", "1e3", "a: b", "",
+                 "y", "deadbeef", "é"):
         assert yamlfile.dump({"key": text}) == f'key: "{text}"\n'
 
 
@@ -186,8 +194,8 @@ def test_staleness_says_why() -> None:
     [
         ("schema: 1", "schema: 2", "line 2: the file has schema 2"),
         ("schema: 1\n", "", "the key 'schema' is missing"),
-        ("problem: \"fwd", "problem: \"fwd-\tx", "problem"),
-        ("problem: \"fwd-bf16-d128", "problem: \"fwd-bf16-d64", "stands in a file named"),
+        ("problem: fwd", "problem: \"fwd-\\tx\" #", "cannot read the problem"),
+        ("problem: fwd-bf16-d128", "problem: fwd-bf16-d64", "stands in a file named"),
         ("median_us: 800.0", "median_us: fast", "median_us is 'fast', which is not a num"),
         ("samples: 60", "samples: true", "samples is True"),
         ("kind: cuda", "kind: cuda\n  kind: cuda", "'kind' stands twice"),
