@@ -20,7 +20,7 @@ API int cuGetErrorString(int code, const char **text) {
 }
 API int cuDeviceGetCount(int *count) { return *count = 2, 0; }
 API int cuDeviceGetAttribute(int *value, int which, int device) {
-  *value = which == 16 ? 132 : which == 75 ? fact("FAKE_MAJOR", 9) : which == 76 ? device : 0;
+  *value = which == 16 ? fact("FAKE_SMS", 132) : which == 75 ? fact("FAKE_MAJOR", 9) : which == 76 ? device : 0;
   return 0;
 }
 API int cuDevicePrimaryCtxRetain(handle *context, int device) {

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from fagen import compilers
+from fagen.devices import host
 from fagen.errors import BuildError, UsageError
 from fagen.families.base import Family, Kernel, Plan, Region, Step, TensorMap, product
 from fagen.library import Library, Params
@@ -312,6 +313,7 @@ def test_bad_parts(cache: Path, tmp_path: Path) -> None:
 # --- CUDA kernels, on a driver that only writes down what it is asked -------------------------
 
 TILE_Q, TILE_KV = 128, 64
+H200 = Target.known("h200")
 
 
 def _cuda_plan(candidate: Candidate) -> Plan:
@@ -333,13 +335,13 @@ def _cuda_plan(candidate: Candidate) -> Plan:
     )
 
 
-def _cuda_part(path: Path, target: str = "h200") -> Part:
+def _cuda_part(path: Path, target: Target = H200) -> Part:
     kernel = Kernel("none", toykernel.Knobs, (), _cuda_plan, lambda p, t: toykernel.Knobs(),
                     lambda c, w: 0)
     family = Family("fake", "for tests", "nvcc", {"fwd": kernel}, lambda t: True, lambda t: "sm_90")
     problem = Problem.parse("fwd-bf16-d64-causal")
     path.write_bytes(b"the cubin\0" + bytes(range(256)))
-    return Part(Candidate(problem, Target.known(target), family, toykernel.Knobs()),
+    return Part(Candidate(problem, target, family, toykernel.Knobs()),
                 Source("", "0" * 64, "cuda"), Binary(str(path), "0" * 64, "none", "sm_90"))
 
 
@@ -374,11 +376,14 @@ def fake(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def ask(fake: Path, *changes: str, driver: bool = True, **environment: int) -> list[str]:
+def ask(place: Path, *changes: str, driver: bool = True, **environment: int) -> list[str]:
+    """What a call of the library under ``place`` (or of that file) does to the driver beside it."""
+    library = place if place.is_file() else place / "lib.so"
+    fake = next(p for p in library.parents if (p / "libcuda.so.1").exists())
     facts = {name: str(value) for name, value in environment.items()}
     path = {"LD_LIBRARY_PATH": str(fake)} if driver else {}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(fake / "lib.so"), *changes], text=True, timeout=60,
+        [sys.executable, "-c", SCRIPT, str(library), *changes], text=True, timeout=60,
         capture_output=True, env={**os.environ, **path, **facts,
                                   "PYTHONPATH": str(HERE.parents[1])},
     )
@@ -405,6 +410,27 @@ def test_every_driver_call(fake: Path) -> None:
     assert (said.count("push"), said.count("pop"), said.count("retain 0")) == (2, 2, 2)
     assert "workspace 18688" in said  # 18432 + 256
     assert "select 0 -3 -3 -3" in said  # device 1 is 9.1, 2 does not exist, -1 is the host
+
+
+def test_one_library_for_several_machines(fake: Path, cache: Path) -> None:
+    """The nearest GPU of the right capability; on the host the most of what this CPU has."""
+    folder = fake / "several"
+    folder.mkdir(exist_ok=True)
+    targets = [replace(H200, name=f"h{sms}", sm_count=sms) for sms in (60, 114, 132)]
+    parts = [_cuda_part(folder / f"{t.name}.cubin", t) for t in (Target.known("a100"), *targets)]
+    slug = "fwd-fp32-d8-dense"
+    everything = host().target.isa
+    isas = [(), (*everything, "amx_fantasy"), everything[:1], everything]
+    parts += [toykernel.part(slug, cache, isa=isa, name=f"cpu{i}") for i, isa in enumerate(isas)]
+    library = link(parts, folder / "lib.so")
+    for sms, major, index in ((132, 9, 3), (120, 9, 2), (16, 9, 1), (108, 8, 0), (132, 7, -3)):
+        said = ask(library, FAKE_SMS=sms, FAKE_MAJOR=major)
+        assert any(line.startswith(f"select {index} ") for line in said), (sms, said)
+    p = Params(batch=1, heads=1, kv_heads=1, seqlen_q=9, seqlen_kv=9)
+    loaded = Library.load(library)
+    loaded.handle.fagen_select.argtypes = (ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
+    assert loaded.handle.fagen_select(slug.encode(), ctypes.addressof(p), -1) == (
+        7 if len(everything) > 1 else 4)
 
 
 def test_a_dimension_of_one_may_have_any_stride(fake: Path) -> None:
