@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,9 +25,10 @@ class Child:
 
     def __init__(
         self, device: str, threads: int, log: Path, limits: Mapping[str, float],
-        meanwhile: Callable[[], None] = lambda: None,
+        meanwhile: Callable[[], None] = lambda: None, wrapper: Sequence[str] = (),
     ) -> None:
         self.device, self.threads, self.log = device, threads, log
+        self.wrapper = wrapper  # a command that takes a command: a debugger, a sanitizer
         self.limits = limits  # seconds without a word, by what the worker says it is doing
         self.meanwhile = meanwhile
         self.facts: dict[str, Any] = {}
@@ -47,7 +48,7 @@ class Child:
         self.end()
         self.starts += 1
         self._unread = b""
-        command = [sys.executable, "-m", "fagen.worker", "--device", self.device,
+        command = [*self.wrapper, sys.executable, "-m", "fagen.worker", "--device", self.device,
                    "--threads", str(self.threads)]
         with self._open_log() as log:
             self._process = subprocess.Popen(

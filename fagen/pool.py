@@ -56,7 +56,7 @@ class Pool:
     def __init__(
         self, builder: Builder, renderer: Renderer, device: Device | str, *, jobs: int,
         scratch: Path, threads: int = 0, allow_spills: bool = False, limits: Limits | None = None,
-        on_wait: Callable[[str], None] = lambda text: None,
+        on_wait: Callable[[str], None] = lambda text: None, wrapper: Sequence[str] = (),
     ) -> None:
         self.device = device if isinstance(device, str) else device.name
         self.renderer = renderer  # the search asks for digests
@@ -66,7 +66,8 @@ class Pool:
             builder, renderer, jobs, scratch / "libraries", limits.build, allow_spills
         )
         self._worker = Child(
-            self.device, threads, scratch / "worker.log", asdict(limits), self._builds.pump
+            self.device, threads, scratch / "worker.log", asdict(limits), self._builds.pump,
+            wrapper,
         )
         self._on_wait = on_wait
         self._verified: dict[tuple[Candidate, Case | None], Verdict | Failure] = {}
@@ -80,7 +81,7 @@ class Pool:
         trace: TracebackType | None,
     ) -> None:
         self._builds.close()
-        self._worker.end()
+        self._worker.end(grace=10.0)  # it exits by itself when its requests end
 
     @property
     def worker_pid(self) -> int:

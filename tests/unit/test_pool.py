@@ -245,6 +245,17 @@ def test_a_worker_that_cannot_start_is_a_setup_error(tmp_path, templates):
         pool._worker.start()
 
 
+def test_a_worker_runs_under_a_wrapper_and_is_left_to_finish(tmp_path, templates):
+    """As a sanitizer needs it, which reports when the worker is gone."""
+    report = tmp_path / "report"
+    wrapper = ("sh", "-c", f'"$@"; echo done $? > {report}', "wrapper")
+    with Pool(
+        Builder(Cache(tmp_path)), templates, "cpu", jobs=1, scratch=tmp_path, wrapper=wrapper
+    ) as pool:
+        pool._worker.start()
+    assert report.read_text() == "done 0\n"
+
+
 def test_a_log_that_cannot_be_written_is_a_setup_error(tmp_path, templates):
     (tmp_path / "file").write_text("")
     scratch = tmp_path / "file" / "scratch"
