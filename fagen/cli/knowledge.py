@@ -127,12 +127,16 @@ def emit(
     allow_stale: Annotated[
         bool, typer.Option("--allow-stale", help="Ship what changed since it was measured.")
     ] = False,
+    as_wheel: Annotated[
+        bool, typer.Option("--wheel", help="Also a wheel for pip, beside the folder.")
+    ] = False,
     tuned: Tuned = None,
     quiet: opt.Quiet = False,
     as_json: opt.Json = False,
 ) -> None:
     """Build what was learned into a package: Python and C, with no need of fagen or a compiler."""
     from fagen.emit import emit as write
+    from fagen.wheel import wheel
 
     entries = _chosen(session.store(tuned).entries(), problem or [], target or [])
     renderer, builder = session.renderer(), session.builder()
@@ -144,13 +148,14 @@ def emit(
             sys.stderr.write(f"{entry.problem} {entry.workload} on {entry.target.name}\n")
         shipped.append(_build(entry, renderer, builder))
     package = write(shipped, output, name)
+    made = wheel(package, package.parent) if as_wheel else None
     if as_json:
-        print_json(package=package, name=name or output.name, kernels=[
+        print_json(package=package, wheel=made, name=name or output.name, kernels=[
             {"problem": e.problem, "target": e.target.name, "workload": e.workload}
             for e in entries
         ])
     else:
-        print(package)
+        print(package if made is None else f"{package}\n{made}")
 
 
 def _chosen(

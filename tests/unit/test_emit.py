@@ -7,6 +7,7 @@ import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -119,3 +120,35 @@ def test_what_cannot_be_emitted(kernels: list[Shipped], tmp_path: Path) -> None:
     with pytest.raises(FagenError):
         emit([replace(kernels[0], part=gone)], tmp_path / "pack")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_verb(tmp_path: Path) -> None:
+    """From an entry in a folder of what was learned to a package and its wheel, twice the same."""
+    from dataclasses import asdict
+
+    from typer.testing import CliRunner
+
+    from fagen.cli import app
+    from fagen.devices import host
+    from fagen.families import families_for
+    from fagen.model import Problem
+    from fagen.store import Store
+
+    problem, target = Problem.parse("fwd-fp32-d16-dense"), host().target
+    family = families_for(problem, target)[0]
+    config = asdict(family.default(problem, target).config)
+    entry = Entry(problem, target, Workload(1, 2, 2, 64, 64), family.name, config, MEASURED)
+    Store([], tmp_path / "tuned").put(entry)
+
+    def run(folder: str) -> dict[str, Any]:
+        done = CliRunner().invoke(app, [
+            "emit", "-o", str(tmp_path / folder / "pack"), "--wheel", "--tuned",
+            str(tmp_path / "tuned"), "--problem", str(problem), "--allow-stale", "--json"])
+        assert done.exit_code == 0, done.output
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    one, two = run("one"), run("two")
+    assert contents(Path(one["package"])) == contents(Path(two["package"]))
+    assert Path(one["wheel"]).read_bytes() == Path(two["wheel"]).read_bytes()
+    assert [k["problem"] for k in one["kernels"]] == [str(problem)]

@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("doctor", "progress", "plots", "spec", "ceiling", "explain"),
     ("bench", "benchrun", "contenders", "suites"),
     ("search", "exploration", "explorer", "surrogate", "finale", "learned", "trial", "winner",
-     "budget", "journal", "tunable", "emit"),
+     "budget", "journal", "tunable", "emit", "wheel"),
     ("pool", "builds", "child", "lock"),
     ("worker", "workbench", "verify", "timing", "call", "inputs", "cases", "reference", "library"),
     ("link", "kerneltable"),
