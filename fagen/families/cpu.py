@@ -36,6 +36,7 @@ class CpuBackward:
     dkv_rows: int = knob(4, 6, 8, 12, default=6, says="keys in the dk, dv micro-tile")
     dq_rows: int = knob(4, 6, 8, 12, default=6, says="dimensions in the micro-tile of K^T dS^T")
     unroll: int = knob(1, 2, 4, default=1, says="unrolling of the inner products")
+    bf16_dot: bool = knob(False, True, default=False, says="multiply bf16 in pairs, not as fp32")
 
 
 def lanes(target: Target) -> int:
@@ -80,12 +81,16 @@ def _bwd_scratch(c: Candidate) -> int:
     return 4 * (panel + 2 * config.block_n * width + 2 * config.block_kv * _dims(c))
 
 
+DOT_RULE = Rule(
+    "bf16_dot needs a bf16 problem and a target with avx512_bf16",
+    lambda c: not c.config.bf16_dot or (c.problem.dtype == "bf16" and _has_dot(c.target)),
+)
+
 FORWARD_RULES = (
+    DOT_RULE,
     Rule("the micro-tiles fit in the vector registers",
          lambda c: _fits(c, c.config.q_vectors, c.config.qk_rows, c.config.pv_rows)),
     Rule("block_n is a multiple of qk_rows", lambda c: c.config.block_n % c.config.qk_rows == 0),
-    Rule("bf16_dot needs a bf16 problem and a target with avx512_bf16",
-         lambda c: not c.config.bf16_dot or (c.problem.dtype == "bf16" and _has_dot(c.target))),
     Rule("16-bit keys and values that are widened are always staged (stage_kv)",
          lambda c: c.problem.element_bytes == 4 or c.config.bf16_dot or c.config.stage_kv),
     Rule("a thread's scratch fits in its L2 cache",
@@ -93,6 +98,7 @@ FORWARD_RULES = (
 )
 
 BACKWARD_RULES = (
+    DOT_RULE,
     Rule("the query micro-tiles fit in the vector registers",
          lambda c: _fits(c, c.config.q_vectors, c.config.qk_rows, c.config.dq_rows)),
     Rule("the dk, dv micro-tile fits in the vector registers",
@@ -108,17 +114,18 @@ BACKWARD_RULES = (
 def _default_forward(problem: Problem, target: Target) -> CpuForward:
     dot = problem.dtype == "bf16" and _has_dot(target)
     staged = problem.element_bytes == 2 and not dot
-    panels = 4 if problem.element_bytes == 2 else 1
+    panels = 2 if problem.element_bytes == 2 else 1
     wide = lanes(target) == 16
     return CpuForward(q_vectors=4 if wide else 2, block_n=96 if wide else 48, panels=panels,
                       stage_kv=staged, bf16_dot=dot)
 
 
 def _default_backward(problem: Problem, target: Target) -> CpuBackward:
+    dot = problem.dtype == "bf16" and _has_dot(target)
     long = problem.head_dim + problem.head_dim_v > 256
     block_kv = 96 if long else 192
     if lanes(target) == 16:
-        return CpuBackward(block_kv=block_kv)
+        return CpuBackward(block_kv=block_kv, bf16_dot=dot)
     return CpuBackward(q_vectors=2, d_vectors=2, block_kv=96)
 
 

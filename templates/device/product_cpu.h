@@ -20,6 +20,9 @@ struct Operand {
   int64_t row, step;
 };
 
+// Rows of floats or of pairs, to be read in whole vectors.
+FAGEN_INLINE const float *vectors(const void *rows) { return (const float *)rows; }
+
 FAGEN_INLINE Vec first_of(Vec pairs) { return (Vec)((IntVec)pairs << 16); }
 FAGEN_INLINE Vec second_of(Vec pairs) { return (Vec)((IntVec)pairs & (int)0xffff0000); }
 
@@ -35,6 +38,10 @@ FAGEN_INLINE Vec make_pairs(Vec first, Vec second) {
   for (int i = 0; i < LANES; ++i) order[2 * i] = i, order[2 * i + 1] = LANES + i;
   return (Vec)_mm512_permutexvar_epi16((__m512i)order, (__m512i)apart);
 }
+FAGEN_INLINE void store_half(void *to, Vec v) {
+  const auto half = _mm512_cvtneps_pbh(v);
+  memcpy(to, &half, sizeof half);
+}
 #else
 FAGEN_INLINE Vec multiply_add(Pair a, Vec b, Vec sum) {
   const Vec both = (Vec)(IntVec{} + (int)a.bits);
@@ -44,7 +51,15 @@ FAGEN_INLINE Vec make_pairs(Vec first, Vec second) {
   const IntVec low = __builtin_convertvector(to_bf16(first), IntVec);
   return (Vec)(low | __builtin_convertvector(to_bf16(second), IntVec) << 16);
 }
+FAGEN_INLINE void store_half(void *to, Vec v) {
+  const HalfVec half = to_bf16(v);
+  memcpy(to, &half, sizeof half);
+}
 #endif
+FAGEN_INLINE void store_pairs(void *to, Vec first, Vec second) {
+  const Vec pairs = make_pairs(first, second);
+  memcpy(to, &pairs, sizeof pairs);
+}
 
 // init(i, j) gives the sum's start; done(i, j, sum) takes the result, vector by vector.
 template <int ROWS, int VECTORS, class T, class Init, class Done>

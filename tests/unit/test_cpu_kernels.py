@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,6 +31,11 @@ TARGETS = [name for name in ("x86-64-v3", "x86-64-v4", "x86-64-v4-bf16")
            if set(Target.known(name).isa) <= _host_isa()]
 BEST, NEXT, LEAST = (TARGETS[-1], TARGETS[-2:][0], TARGETS[0]) if TARGETS else ("x86-64-v3",) * 3
 pytestmark = pytest.mark.skipif(not TARGETS, reason="this CPU has no AVX2")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(20)
 
 
 @pytest.fixture(scope="session")
@@ -121,7 +127,8 @@ def check(problem: Problem, got: Tensors, x: Tensors, scale: float,
         finite = want.isfinite()
         error = (value.double() - want)[finite].abs().max().item()
         bound = (plain[name].double() - want)[finite].abs().max().item()
-        floor = 2.0**-18 * (1.0 + want[finite].abs().max().item())
+        resolution = max(torch.finfo(TORCH_DTYPE[problem.dtype]).eps / 16, 2.0**-18)
+        floor = resolution * (1.0 + want[finite].abs().max().item())
         assert error <= 2.0 * bound + floor, f"{name}: error {error:.3g}, plain {bound:.3g}"
 
 
@@ -131,7 +138,7 @@ def both(slug: str, target: str, **knobs: object) -> tuple[Candidate, Candidate]
 
 def verify(harness: Harness, slug: str, target: str, n: Sizes, threads: int = 2) -> None:
     fwd, bwd = both(slug, target)
-    torch.manual_seed(hash((slug, n)) % 2**31)
+    torch.manual_seed(zlib.crc32(f"{slug} {n}".encode()))
     x = make_inputs(fwd.problem, n)
     dlse = torch.randn(n.batch, n.heads, n.seqlen_q)
     scale = fwd.problem.head_dim**-0.5
