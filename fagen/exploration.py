@@ -51,6 +51,7 @@ class Event:
     failures: int = 0
     resumed: int = 0  # candidates known from an earlier run
     exhaustive: bool = False
+    disturbed: int = 0  # rounds of the final lap thrown away, because of other load
 
 
 class Exploration:
@@ -237,8 +238,10 @@ class Exploration:
         dynamic = max((step.shared_bytes for step in steps), default=0)
         return binary.shared_bytes + dynamic, binary.registers
 
-    def report(self, kind: str, candidate: Candidate | None = None, done: int = 0,
-               total: int = 0) -> None:
+    def report(
+        self, kind: str, candidate: Candidate | None = None, done: int = 0, total: int = 0,
+        disturbed: int = 0,
+    ) -> None:
         best, trial = self.best(), self.trials.get(candidate) if candidate else None
         self._emit(Event(
             kind, self.problem,
@@ -246,4 +249,5 @@ class Exploration:
             time.monotonic() - self._start, candidate, trial.outcome if trial else None,
             best, self.best_score() if best else 0.0,
             sum(self.failures().values()), self.resumed, self.explorer.exhaustive,
+            disturbed,
         ))

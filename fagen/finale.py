@@ -1,4 +1,7 @@
-"""The final lap: the best few, timed in turns, until the winner and its ties are known."""
+"""The final lap: the best few, timed in turns, until the winner and its ties are known.
+
+Rounds in which the device was not ours alone are thrown away, and counted.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +35,33 @@ class Finale:
         self._measured: dict[Candidate, list[Measurement]] = {}
 
     def run(self, budget: Budget, after: Callable[[int], None]) -> None:
-        """Heats until one finalist is left, or the budget's number of them."""
-        for number in range(1, budget.heats + 1):
+        """Heats until one finalist is left, or the budget's number of them. While most rounds are
+        disturbed there are more, up to twice as many."""
+        for number in range(1, 2 * budget.heats + 1):
             self._one_heat(budget.rounds)
             after(number)
-            if len(self.alive) < 2:
+            calm = self.rounds - self.disturbed >= self.rounds / 2
+            if len(self.alive) < 2 or (number >= budget.heats and calm):
                 return
             lost = winner.hopeless({c: self.totals(c) for c in self.alive})
             self.alive = [c for c in self.alive if c not in lost]
+
+    @property
+    def rounds(self) -> int:
+        """The longest that anyone was in."""
+        return max((len(times[0]) for times in self._times.values()), default=0)
+
+    @property
+    def disturbed(self) -> int:
+        """Rounds thrown away: something else had the device, or its clocks fell."""
+        return self.rounds - len(self._calm())
+
+    def _calm(self) -> list[int]:
+        samples = {c: self._all(c) for c in self._ran()}
+        return winner.calm(samples) if samples else []
+
+    def _ran(self) -> list[Candidate]:
+        return [c for c in self._measured if c not in self.failures]
 
     def _one_heat(self, rounds: int) -> None:
         for index, workload in enumerate(self.workloads):
@@ -54,7 +76,7 @@ class Finale:
                 self._measured.setdefault(candidate, []).append(measurement)
             self.alive = [c for c in self.alive if c not in self.failures]
 
-    def totals(self, candidate: Candidate) -> list[float]:
+    def _all(self, candidate: Candidate) -> list[float]:
         """Time of each round, by weight."""
         rounds = zip(*self._times[candidate], strict=True)
         return [
@@ -62,23 +84,32 @@ class Finale:
             for times in rounds
         ]
 
+    def totals(self, candidate: Candidate) -> list[float]:
+        """The same of the calm rounds only."""
+        return _at(self._calm(), self._all(candidate))
+
     def standings(
         self, preference: Callable[[Candidate], tuple[int, ...]]
     ) -> list[Standing[Candidate]]:
         """The winner first; empty when all failed. ``preference`` decides among ties, the least
         first, and after it the name: nothing that is measured."""
-        samples = {c: self.totals(c) for c in self._measured if c not in self.failures}
+        calm = self._calm()
+        samples = {c: _at(calm, self._all(c)) for c in self._ran()}
         if not samples:
             return []
         return winner.rank(samples, {c: (*preference(c), str(c)) for c in samples})
 
     def measurements(self, candidate: Candidate) -> tuple[Measurement, ...]:
-        """One per workload, over all heats."""
-        count = len(self.workloads)
+        """One per workload, over the calm rounds of all heats."""
+        calm = self._calm()
         return tuple(
-            _pooled(self._measured[candidate][index], self._times[candidate][index])
-            for index in range(count)
+            _pooled(measured, _at(calm, times)) for measured, times in
+            zip(self._measured[candidate], self._times[candidate], strict=False)
         )
+
+
+def _at(rounds: Sequence[int], times: Sequence[float]) -> list[float]:
+    return [times[r] for r in rounds if r < len(times)]
 
 
 def _pooled(measurement: Measurement, times: Sequence[float]) -> Measurement:

@@ -23,6 +23,8 @@ class Learned:
     measurements: Sequence[Measurement]
     standings: Sequence[Standing[Candidate]]  # the winner first; none when there was no lap
     complete: bool
+    rounds: int = 0  # of the final lap
+    disturbed: int = 0  # of them, thrown away
 
 
 def entries_of(learned: Learned, found: Exploration, driver: str) -> tuple[Entry, ...]:
@@ -67,6 +69,9 @@ def _search(learned: Learned, found: Exploration) -> dict[str, Any]:
         "workloads": [str(w) for w in found.workloads],
         "failures": found.failures(),
     }
+    if learned.rounds:
+        summary["rounds"] = learned.rounds
+        summary["disturbed_rounds"] = learned.disturbed
     default = next((s for s in learned.standings if s.key in found.defaults), None)
     if default:
         summary["default_slower"] = default.gap.slower

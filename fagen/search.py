@@ -93,12 +93,19 @@ def conclude(found: Exploration) -> Learned:
     if not finalists:
         raise _nothing_works(found)
     lap = Finale(finalists, found.workloads, _heat(found.pool))
-    lap.run(found.budget, lambda heat: found.report("heat", done=heat, total=found.budget.heats))
+
+    def after(heat: int) -> None:
+        total = max(heat, found.budget.heats)
+        found.report("heat", done=heat, total=total, disturbed=lap.disturbed)
+
+    lap.run(found.budget, after)
     standings = lap.standings(found.weight)
     if not standings:
         raise _nothing_works(found, lap.failures)
     winner = standings[0].key
-    learned = Learned(winner, lap.measurements(winner), tuple(standings), complete=True)
+    learned = Learned(
+        winner, lap.measurements(winner), tuple(standings), True, lap.rounds, lap.disturbed
+    )
     found.settle(winner, learned.measurements)
     found.report("done", candidate=winner)
     return learned
@@ -126,7 +133,7 @@ def _interrupted(found: Exploration, store: Store, driver: str) -> Interrupted:
     entries: tuple[Entry, ...] = ()
     if best and (stored is None or stored in found.trials):
         trial = found.trials[best]
-        entries = entries_of(Learned(best, trial.measurements, (), complete=False), found, driver)
+        entries = entries_of(Learned(best, trial.measurements, (), False), found, driver)
         store.put(*entries)
     return Interrupted(
         f"stopped after {found.explorer.tried} candidates, which are kept"

@@ -18,6 +18,8 @@ K = TypeVar("K", bound=Hashable)
 
 MARGIN = 0.005  # a difference below this is not worth a different kernel
 WIDEST = 0.02  # however loud the noise, no tie is further than this
+_DISTURBED = 1.15  # times as slow as usual
+_LEAST_ROUNDS = 5
 _RESAMPLES = 400
 _CONFIDENCE = 0.95
 
@@ -39,6 +41,20 @@ class Standing(Generic[K]):
     median: float
     gap: Gap
     tie: bool
+
+
+def calm(samples: Mapping[K, Sequence[float]]) -> list[int]:
+    """The rounds that nothing disturbed. When another process takes the device, or it throttles,
+    most who ran in that round are slower than they usually are. Those who left early took part in
+    the first rounds."""
+    usual = {key: sorted(times)[len(times) // 10] for key, times in samples.items()}
+    rounds = range(max(map(len, samples.values())))
+    level = [
+        median(times[r] / usual[key] for key, times in samples.items() if r < len(times))
+        for r in rounds
+    ]
+    calmest = sorted(rounds, key=lambda r: level[r])[:_LEAST_ROUNDS]
+    return [r for r in rounds if level[r] <= _DISTURBED or r in calmest]
 
 
 def gap(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Gap:

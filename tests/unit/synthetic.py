@@ -107,6 +107,7 @@ class FakePool:
         self.measured: list[Candidate] = []
         self.lapped: list[Candidate] = []
         self.pause_s = 0.0
+        self.storms = 0.0  # share of the rounds of a lap in which another process has the device
         self._random = random.Random(seed)
         self._noise, self._times, self._fails = noise, times, fails
 
@@ -136,8 +137,10 @@ class FakePool:
         self.lap_samples = {c: [] for c in candidates}
         for _ in range(rounds):
             drift = 1 + 0.02 * self._random.random()
+            storm = self._random.random() < self.storms
             for c in candidates:
-                self.lap_samples[c].append(drift * self._sample(c, workload))
+                slower = 1 + storm * self._random.uniform(0.3, 0.9)
+                self.lap_samples[c].append(drift * slower * self._sample(c, workload))
         return [_measurement(c, workload, self.lap_samples[c]) for c in candidates]
 
     def _sample(self, candidate: Candidate, workload: Workload) -> float:

@@ -137,6 +137,28 @@ def test_a_lucky_short_measurement_does_not_win(bench: Bench) -> None:
     assert candidate(entry) != lucky
 
 
+def test_load_that_comes_and_goes_is_noticed_and_does_not_decide(bench: Bench) -> None:
+    calm_winner = bench.tune(FakePool())
+    stormy = FakePool()
+    stormy.storms = 0.3
+    entry = bench.tune(stormy, fresh=True)
+    ties = [r["config"] for r in calm_winner.runners_up if r["tie"]]
+    assert entry.config == calm_winner.config or entry.config in ties
+    usual = calm_winner.measurement.median_us
+    assert entry.measurement.median_us == pytest.approx(usual, rel=0.015)
+    summary = entry.provenance["search"]
+    assert 0 < summary["disturbed_rounds"] < summary["rounds"] / 2
+    assert calm_winner.provenance["search"]["disturbed_rounds"] == 0
+    assert max(e.disturbed for e in bench.events) == summary["disturbed_rounds"]
+
+
+def test_while_most_rounds_are_disturbed_there_are_more(bench: Bench) -> None:
+    pool = FakePool()
+    pool.storms = 0.7
+    entry = bench.tune(pool, heats=2, rounds=12)
+    assert 24 < entry.provenance["search"]["rounds"] <= 48
+
+
 def _entry_of(c: Candidate, workload: Workload = WORKLOAD) -> Entry:
     from fagen.model import Measurement
 

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from fagen.winner import WIDEST, gap, hopeless, rank
+from fagen.winner import WIDEST, calm, gap, hopeless, rank
 
 
 def lap(factors: dict[str, float], noise: float, rounds: int, seed: int) -> dict[str, list[float]]:
@@ -67,3 +67,27 @@ def test_only_those_beyond_hope_leave() -> None:
     samples = lap({"a": 1.0, "b": 1.01, "c": 1.06}, 0.003, 20, 6)
     assert hopeless(samples) == {"c"}
     assert hopeless({"a": samples["a"]}) == set()
+
+
+def test_disturbed_rounds_are_told_from_calm_ones() -> None:
+    samples = lap({"a": 1.0, "b": 1.01, "c": 1.02}, 0.003, 40, 7)
+    samples = {key: [100 + 0.1 * t for t in times] for key, times in samples.items()}
+    disturbed = {3, 4, 5, 17, 30}
+    for times in samples.values():
+        for r in disturbed:
+            times[r] *= 1.6
+    assert set(calm(samples)) == set(range(40)) - disturbed
+    samples["c"] = samples["c"][:10]  # who left early does not confuse it
+    assert set(calm(samples)) == set(range(40)) - disturbed
+
+
+def test_some_rounds_are_kept_in_any_storm() -> None:
+    rng = random.Random(0)
+    samples = {key: [math.exp(rng.gauss(0, 2)) for _ in range(40)] for key in "abc"}
+    assert 5 <= len(calm(samples)) < 40
+
+
+def test_one_who_is_unlucky_does_not_spoil_the_round() -> None:
+    samples = {key: [100.0] * 20 for key in "abc"}
+    samples["b"][7] = 400.0
+    assert calm(samples) == list(range(20))
