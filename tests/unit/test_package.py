@@ -530,6 +530,7 @@ def _with(index: int, change: Any) -> Any:
     (None, {"window": [1, 2, 3]}, TypeError, r"window is \[1, 2, 3\]"),
     (None, {"scale": "1"}, TypeError, "scale is '1'"),
     (None, {"scale": 0.0}, ValueError, "scale is 0.0"),
+    (None, {"scale": 1e300}, ValueError, r"scale is 1e\+300"),
     (None, {"scale": math.nan}, ValueError, "scale is nan"),
     (None, {"layout": "sbhd"}, ValueError, "layout 'sbhd' is unknown"),
     (None, {"fallback": "numpy"}, ValueError, "fallback 'numpy' is unknown"),
@@ -545,6 +546,26 @@ def test_wrong_arguments(
     with pytest.raises(kind, match=says) as caught:
         package.attention(*given, **options)
     assert isinstance(caught.value, package.AttentionError)
+
+
+def test_sizes_beyond_32_bits(package: Any) -> None:
+    row = torch.zeros(1, 1, 1, 8)
+    for shape, says in (((2**31, 1, 1, 8), "batch: 2147483648"), ((1, 2**31, 1, 8), "heads: 2"),
+                        ((1, 1, 2**31, 8), "rows of q: 2147483648")):
+        x = row.expand(shape)
+        with pytest.raises(ValueError, match=says):
+            package.attention(x, x, x)
+
+
+def test_tensors_without_memory(package: Any) -> None:
+    out = package.attention(*(x.to("meta") for x in tensors()), causal=True)
+    assert out.device.type == "meta"
+    assert out.shape == (2, 4, 7, 8)
+    selection = sys.modules[f"{NAME}.selection"]
+    call = selection.Call("fwd", torch.float32, torch.device("mps"), 8, 8, selection.Band(),
+                          (1, 1, 1, 7, 7), False)
+    with pytest.raises(package.NoKernel, match=r"kernels are for cpu and cuda; .* are on mps"):
+        selection.choose(call)
 
 
 def test_integers_and_doubles(package: Any) -> None:
@@ -605,31 +626,30 @@ def copy_of(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder, tmp_path / folder.name))
 
 
-def test_run_as_a_program(folder: Path, tmp_path: Path) -> None:
-    def run(*arguments: str, module: str = NAME) -> subprocess.CompletedProcess[str]:
+def test_run_as_a_program(folder: Path) -> None:
+    def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-m", module, *arguments], cwd=folder.parent,
                               capture_output=True, text=True, timeout=120)
 
-    done = run("--json")
+    right = ("bwd-fp32-d8-causal", "fwd-fp32-d8-causal", "fwd-fp32-d8-window2x1")
+    emit([_shipped(slug) for slug in right], folder.parent / "honest")
+    done = run("honest", "--json")
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["kernels"]
-    assert [r["problem"] for r in rows] == sorted(SLUGS)
+    assert [r["problem"] for r in rows] == list(right)
     assert all(r["right"] and r["us"] > 0 and r["here"] == "cpu" for r in rows)
-    assert run("--what").returncode == 2
-    shown = run().stdout.splitlines()
-    assert shown[0].startswith(f"{NAME}: {len(SLUGS)} kernels, made by fagen")
-    assert all(" right, " in line for line in shown[1:])
     # A kernel that lies, one for another CPU, and a backward without its forward.
     part = toykernel.part("fwd-fp32-d8-dense", paths.cache())
-    lie = part.source.text.replace("out[d] /= ", "out[d] *= ")
-    wrong = _shipped_source(part, lie)
-    emit([wrong, _shipped("bwd-fp32-d8-causal"), _shipped("fwd-fp32-d16-dense", "elsewhere")],
+    lie = _shipped_source(part, part.source.text.replace("out[d] /= ", "out[d] *= "))
+    emit([lie, _shipped("bwd-fp32-d8-causal"), _shipped("fwd-fp32-d16-dense", "elsewhere")],
          folder.parent / "liar")
-    done = run(module="liar")
+    done = run("liar")
     assert done.returncode == 1
-    assert "not here: no kernel of this package serves fwd-fp32-d8-causal" in done.stdout
-    assert "which this CPU does not have" in done.stdout
-    assert "WRONG" in done.stdout
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("liar: 3 kernels, made by fagen")
+    assert "not here: no kernel of this package serves fwd-fp32-d8-causal" in lines[1]
+    assert "which this CPU does not have" in lines[2]
+    assert "WRONG" in lines[3]
 
 
 def test_a_changed_library_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from .selection import DTYPES, UNBOUNDED, Band
 
 _LAYOUTS = ("bhsd", "bshd")
 _FALLBACKS = (None, "sdpa")
+_MOST = 2**31 - 1  # batch, heads and rows are 32-bit numbers to the kernels; strides are 64-bit
+MOST_SCALE = 3e38  # as fp32
 
 
 def check_options(layout: Any, fallback: Any, deterministic: Any, return_lse: Any) -> None:
@@ -60,6 +62,10 @@ def check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise BadArgument(
             f"q, k and v differ in batch: {q.shape[0]}, {k.shape[0]}, {v.shape[0]}"
         )
+    for name, size in (("batch", q.shape[0]), ("heads", q.shape[1]), ("rows of q", q.shape[2]),
+                       ("rows of k", k.shape[2])):
+        if size > _MOST:
+            raise BadArgument(f"{name}: {size}; at most {_MOST} is served")
     if k.shape[1] != v.shape[1] or k.shape[2] != v.shape[2]:
         raise BadArgument(
             f"k and v differ: {k.shape[1]} and {v.shape[1]} heads, "
@@ -79,6 +85,6 @@ def scale_of(scale: Any, head_dim: int) -> float:
         return 1 / math.sqrt(head_dim)
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
         raise BadType(f"scale is {scale!r}; a number is expected")
-    if not 0 < scale < math.inf:
+    if not 0 < scale < MOST_SCALE:
         raise BadArgument(f"scale is {scale!r}; a positive finite number is expected")
     return float(scale)

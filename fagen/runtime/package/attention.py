@@ -17,7 +17,7 @@ from torch import Tensor
 from . import arguments, fallback
 from .launch import Options
 from .ops import Plan, is_plain, wants_gradient
-from .selection import Band
+from .selection import DEVICES, Band
 from .transforms import dispatched
 
 # Takes q, k and v as [batch, heads, rows, dim]; returns the output and the log-sum-exp.
@@ -196,14 +196,15 @@ def _not_ours(
         return "shapes are broadcast"
     if q.shape[1] != k.shape[1] and not (enable_gqa and k.shape[1] and not q.shape[1] % k.shape[1]):
         return "heads differ without enable_gqa"
-    if scale is not None and not 0 < scale < math.inf:
+    if scale is not None and not 0 < scale < arguments.MOST_SCALE:
         return "scale is not a positive number"
     return None
 
 
 def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What torch does with its own attention under autocast."""
-    if not isinstance(q, Tensor) or not torch.is_autocast_enabled(q.device.type):
+    if not isinstance(q, Tensor) or q.device.type not in DEVICES or (
+            not torch.is_autocast_enabled(q.device.type)):
         return q, k, v
     dtype = torch.get_autocast_dtype(q.device.type)
     given = (q, k, v)

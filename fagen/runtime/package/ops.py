@@ -145,6 +145,7 @@ def is_plain(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Real memory, and nobody who wants to see the operator: no compiler, mode or transform."""
     return (
         type(q) in _PLAIN and type(k) in _PLAIN and type(v) in _PLAIN
+        and not q.is_meta
         and not torch.compiler.is_compiling()
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._functorch.maybe_current_level() is None

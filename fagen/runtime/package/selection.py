@@ -11,6 +11,7 @@ from .errors import NoKernel
 from .library import kernels, last_error, library, pack
 
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+DEVICES = ("cpu", "cuda")
 UNBOUNDED = -1
 _REMEMBERED = 4096  # kinds of call; beyond that the memory starts over
 
@@ -55,6 +56,8 @@ def choose(call: Call) -> Choice:
 
 
 def _choose(call: Call) -> Choice:
+    if call.device.type not in DEVICES:
+        raise NoKernel(f"kernels are for {' and '.join(DEVICES)}; the tensors are on {call.device}")
     index = find(problems(call), call.device, call.sizes)
     if index is None:
         raise NoKernel(_reasons(call))
