@@ -11,25 +11,15 @@ enum class Align { top_left, bottom_right };
 constexpr int UNBOUNDED = -1;
 
 template <int LEFT, int RIGHT, Align ALIGN>
-struct Band {
-  static constexpr bool interval = true;
+struct Band : Runs<Band<LEFT, RIGHT, ALIGN>> {
   static constexpr bool bounded_left = LEFT != UNBOUNDED;
   static constexpr bool bounded_right = RIGHT != UNBOUNDED;
+  using Runs<Band>::seqlen_q, Runs<Band>::seqlen_kv;
 
-  int seqlen_q, seqlen_kv, shift;
+  int shift;
 
   FAGEN_HD explicit Band(Lengths n)
-      : seqlen_q(n.seqlen_q),
-        seqlen_kv(n.seqlen_kv),
-        shift(ALIGN == Align::bottom_right ? n.seqlen_kv - n.seqlen_q : 0) {}
-
-  FAGEN_HD bool keep(int q, int k) const {
-    const Range r = row(q);
-    return r.begin <= k && k < r.end;
-  }
-
-  FAGEN_HD Range row(int q) const { return keys(q, q + 1); }
-  FAGEN_HD Range column(int k) const { return queries(k, k + 1); }
+      : Runs<Band>(n), shift(ALIGN == Align::bottom_right ? n.seqlen_kv - n.seqlen_q : 0) {}
 
   FAGEN_HD Range keys(int q0, int q1) const {
     return clip(bounded_left ? q0 + shift - LEFT : 0,
@@ -49,12 +39,6 @@ struct Band {
   FAGEN_HD Range full_queries(int k0, int k1) const {
     return clip(bounded_right ? k1 - 1 - shift - RIGHT : 0,
                 bounded_left ? k0 + 1 - shift + LEFT : seqlen_q, seqlen_q);
-  }
-
-  FAGEN_HD Tile tile(int q0, int q1, int k0, int k1) const {
-    const Range some = keys(q0, q1), all = full_keys(q0, q1);
-    if (max_of(some.begin, k0) >= min_of(some.end, k1)) return Tile::skip;
-    return all.begin <= k0 && k1 <= all.end ? Tile::full : Tile::partial;
   }
 };
 

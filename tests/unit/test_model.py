@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from fagen.errors import UsageError
 from fagen.model import DTYPES, KNOWN_TARGETS, OPS, Problem, Target, Workload
-from fagen.patterns import Pattern, parse_pattern
+from fagen.patterns import Band, parse_pattern
 
 dims = st.integers(1, 32).map(lambda n: 8 * n)
 patterns = st.sampled_from(["dense", "causal", "causal-topleft"]).map(parse_pattern) | st.builds(
-    Pattern, st.integers(0, 10**6), st.integers(0, 10**6)
+    Band, st.integers(0, 10**6), st.integers(0, 10**6)
 )
 
 

@@ -1,0 +1,16 @@
+"""Sparsity patterns: the name, its C++ type, and the numpy mask that proves the header right.
+
+A pattern's slug is a word with its parameters, such as ``causal`` or ``longformer-w256-g64``. The
+C++ side of each lives in ``templates/patterns/``; the tests compare the two.
+"""
+
+from fagen.patterns.base import UNBOUNDED, IntervalPattern, Pattern
+from fagen.patterns.runs import CAUSAL, CAUSAL_TOP_LEFT, DENSE, Band, BlockDiagonal, PrefixLM
+from fagen.patterns.sparse import BigBird, Butterfly, Dilated, Fixed, Longformer, Strided
+from fagen.patterns.table import PATTERNS, PatternRow, parse_pattern
+
+__all__ = [
+    "CAUSAL", "CAUSAL_TOP_LEFT", "DENSE", "PATTERNS", "UNBOUNDED", "Band", "BigBird",
+    "BlockDiagonal", "Butterfly", "Dilated", "Fixed", "IntervalPattern", "Longformer", "Pattern",
+    "PatternRow", "PrefixLM", "Strided", "parse_pattern",
+]

@@ -1,0 +1,84 @@
+"""What every sparsity pattern offers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+UNBOUNDED = -1
+
+
+class Pattern(ABC):
+    """Which (query, key) pairs stay. ``str()`` is the slug, ``parse_pattern`` its inverse.
+
+    Most patterns speak of positions: query q stands at ``q + shift`` among the keys, the last
+    query at the last key. A position is negative where there are more queries than keys.
+    """
+
+    header: ClassVar[str]  # under templates/
+    interval: ClassVar[bool] = False  # is every row one run of keys?
+    # The query's position reaches no further than this to either side.
+    left: int = UNBOUNDED
+    right: int = UNBOUNDED
+    top_left: bool = False  # position 0 is the first query and not where the last key says
+
+    @property
+    @abstractmethod
+    def cpp(self) -> str:
+        """The C++ type, as the header spells it."""
+
+    @abstractmethod
+    def keep(self, i: Any, j: Any, seqlen_kv: int) -> Any:
+        """Does the query at position i keep key j? Arrays of integers, numpy's or torch's."""
+
+    @abstractmethod
+    def count_kept(self, seqlen_q: int, seqlen_kv: int) -> int:
+        """How many (q, k) stay; quick at any length."""
+
+    @property
+    @abstractmethod
+    def span(self) -> int:
+        """Sequences longer than this show everything the pattern does."""
+
+    def shift(self, seqlen_q: int, seqlen_kv: int) -> int:
+        return seqlen_kv - seqlen_q
+
+    def mask(self, seqlen_q: int, seqlen_kv: int) -> NDArray[np.bool_]:
+        """The boolean matrix itself, for the reference."""
+        import numpy as np
+
+        i = np.arange(seqlen_q)[:, None] + self.shift(seqlen_q, seqlen_kv)
+        j = np.arange(seqlen_kv)[None, :]
+        return np.broadcast_to(self.keep(i, j, seqlen_kv), (seqlen_q, seqlen_kv)).copy()
+
+    def share(self, seqlen_q: int, seqlen_kv: int) -> float:
+        """The part of all (q, k) that stays, and so of the dense work."""
+        return self.count_kept(seqlen_q, seqlen_kv) / (seqlen_q * seqlen_kv)
+
+    def __lt__(self, other: Pattern) -> bool:
+        return str(self) < str(other)
+
+
+class IntervalPattern(Pattern):
+    """Every row keeps one run of keys: masks are two comparisons, on any hardware."""
+
+    interval: ClassVar[bool] = True
+
+    @abstractmethod
+    def row(self, q: int, seqlen_q: int, seqlen_kv: int) -> tuple[int, int]:
+        """First and one past the last key that row q keeps; empty when equal."""
+
+
+def ramp(end: int, top: int) -> int:
+    """The sum of min(i, top) for i from 0 to end - 1."""
+    rising = max(0, min(end, top))
+    return rising * (rising - 1) // 2 + top * max(0, end - top)
+
+
+def ramps(begin: int, end: int, top: int) -> int:
+    """The sum of min(max(i, 0), top) for i from begin to end - 1."""
+    return ramp(end, top) - ramp(begin, top)
