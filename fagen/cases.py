@@ -7,7 +7,7 @@ from typing import Any
 
 from fagen.errors import UsageError
 from fagen.model import Problem, Workload
-from fagen.patterns import DENSE, UNBOUNDED
+from fagen.patterns import DENSE
 
 LAYOUTS = ("bhsd", "bshd", "padded")  # padded: rows further apart than the head dimension
 
@@ -72,7 +72,7 @@ def short_list(problem: Problem) -> tuple[Case, ...]:
         _case("b1-h2x1-s1x129", scale=0.3),
         _case("b1-h1-s1100x1031", "rising"),
     )
-    return cases + _past_the_window(problem)
+    return cases + _past_the_span(problem)
 
 
 def long_list(problem: Problem) -> tuple[Case, ...]:
@@ -90,9 +90,9 @@ def long_list(problem: Problem) -> tuple[Case, ...]:
     return short_list(problem) + ragged + strange
 
 
-def _past_the_window(problem: Problem) -> tuple[Case, ...]:
-    """A window wider than the other cases needs a sequence that is longer still."""
-    reach = max(problem.pattern.left, problem.pattern.right)
-    if reach == UNBOUNDED or not 100 < reach <= 4096:
+def _past_the_span(problem: Problem) -> tuple[Case, ...]:
+    """A pattern that reaches further than the other cases needs a longer sequence."""
+    span = problem.pattern.span
+    if not 100 < span <= 4096:
         return ()
-    return (Case(Workload(1, 1, 1, reach + 150, reach + 171)),)
+    return (Case(Workload(1, 1, 1, span + 150, span + 171)),)

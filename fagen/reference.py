@@ -51,16 +51,17 @@ def plain(storage: torch.dtype) -> Arithmetic:
 
 
 class Mask:
-    """The keys that each query row keeps, as intervals."""
+    """Which keys each query row keeps, some rows at a time."""
 
     def __init__(self, pattern: Pattern, seqlen_q: int, seqlen_kv: int, device: str) -> None:
-        rows = [pattern.row(q, seqlen_q, seqlen_kv) for q in range(seqlen_q)]
-        self.begin, self.end = torch.tensor(rows, device=device).unbind(1)
+        self.pattern, self.shape = pattern, (seqlen_q, seqlen_kv)
+        self.positions = torch.arange(seqlen_q, device=device) + pattern.shift(seqlen_q, seqlen_kv)
         self.keys = torch.arange(seqlen_kv, device=device)
 
     def drops(self, rows: slice) -> Tensor:
-        begin, end = self.begin[rows, None], self.end[rows, None]
-        return (self.keys < begin) | (self.keys >= end)
+        i = self.positions[rows, None]
+        kept = torch.as_tensor(self.pattern.keep(i, self.keys, self.shape[1]), device=i.device)
+        return ~kept.expand(len(i), self.shape[1])
 
 
 def row_chunks(group: int, seqlen_q: int, seqlen_kv: int) -> list[slice]:

@@ -16,7 +16,8 @@ from fagen.model import Problem, Workload
 from fagen.patterns import parse_pattern
 
 SIZES = [(5, 5), (7, 12), (12, 7), (1, 9), (33, 1)]
-PATTERNS = ["dense", "causal", "causal-topleft", "window3", "window2x4"]
+PATTERNS = ["dense", "causal", "causal-topleft", "window3", "window2x4", "prefix4", "blockdiag3",
+            "strided-s3-causal", "longformer-w1-g2", "butterfly-b2"]
 
 
 def spelled_out(q, k, v, mask, scale):
