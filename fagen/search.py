@@ -6,13 +6,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from fagen.budget import Budget
 from fagen.errors import INTERRUPTED, FagenError, RunError, UsageError
 from fagen.exploration import Event, Exploration
 from fagen.families import families_for
-from fagen.families.base import Family
+from fagen.families.base import Family, Space
 from fagen.finale import Finale, Heat
 from fagen.journal import Journal
 from fagen.learned import Learned, entries_of
@@ -76,9 +77,11 @@ def journal_path(
     folder: Path, problem: Problem, workloads: Sequence[Workload], target: Target,
     families: Sequence[Family], renderer: Renders,
 ) -> Path:
-    """A journal belongs to a problem, its workloads, the hardware and the sources: change one of
-    them and the search starts afresh."""
+    """A journal belongs to a problem, its workloads, the hardware, the sources, the knobs and what
+    is written of an outcome: change one of them and the search starts afresh."""
     identity = {
+        "outcome": [f.name for kind in (Measurement, Failure) for f in fields(kind)],
+        "knobs": {f.name: Space(problem, target, f).knobs() for f in families},
         "workloads": [(str(w), w.weight) for w in workloads],
         "target": target.facts(),
         "sources": {f.name: renderer.render(f.default(problem, target)).digest for f in families},

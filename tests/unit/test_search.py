@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import resource
 import signal
@@ -15,7 +16,7 @@ import pytest
 from fagen import journal
 from fagen.budget import EFFORTS, Budget
 from fagen.errors import INTERRUPTED, RunError, StoreError, UsageError
-from fagen.families.base import Space
+from fagen.families.base import Space, knob
 from fagen.model import Candidate, Entry, Problem, Workload
 from fagen.search import Event, Interrupted, journal_path, tune
 from fagen.store import Store
@@ -265,6 +266,23 @@ def test_changed_sources_start_another_journal(bench: Bench) -> None:
     changed.renderer.version = "2"
     bench.tune(changed)
     assert len(set(changed.measured)) == 40
+    assert len(list(bench.journal.parent.glob("*.journal"))) == 2
+
+
+def test_another_choice_of_a_knob_starts_another_journal(bench: Bench) -> None:
+    bench.tune(FakePool())
+
+    @dataclasses.dataclass(frozen=True)
+    class Wider(Config):
+        unroll: int = knob(1, 2, 4, 8, default=1, says="unrolling")
+
+    kernel = dataclasses.replace(
+        FAMILY.kernel("fwd"), config=Wider, default=lambda problem, target: Wider()
+    )
+    wider = dataclasses.replace(FAMILY, kernels={"fwd": kernel})
+    bench.tune(
+        FakePool(times=lambda c, w: 100.0 / c.config.unroll), families=[wider], trials=12
+    )
     assert len(list(bench.journal.parent.glob("*.journal"))) == 2
 
 
