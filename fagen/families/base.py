@@ -15,6 +15,7 @@ from typing import Any
 
 from fagen.errors import UsageError
 from fagen.model import Candidate, Problem, Target, Workload
+from fagen.patterns import Band
 
 Choice = int | bool | str
 
@@ -151,6 +152,13 @@ class Rule:
 
     says: str
     holds: Callable[[Candidate], bool]
+
+
+# What patterns a family's kernels serve, if not all.
+BANDS = Rule("the pattern is a band: dense, causal or a window",
+             lambda c: isinstance(c.problem.pattern, Band))
+ONE_RUN = Rule("the pattern keeps one run of keys per query: a band, a prefix or blocks on the "
+               "diagonal", lambda c: c.problem.pattern.interval)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from fagen.families.base import (
+    ONE_RUN,
     Family,
     Kernel,
     Plan,
@@ -61,6 +62,7 @@ def _forward_plan(c: Candidate) -> Plan:
 
 
 FORWARD_RULES = (
+    ONE_RUN,
     Rule("each warp owns whole blocks of 16 query rows: block_m is a multiple of 16 warps",
          lambda c: c.config.block_m % (16 * c.config.warps) == 0),
     Rule("the tiles fit the target's shared memory, min_ctas times per SM",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fagen.families.base import Plan, Region, Rule, Step, knob, product, symbol
+from fagen.families.base import ONE_RUN, Plan, Region, Rule, Step, knob, product, symbol
 from fagen.families.sm80_limits import fits_registers, fits_shared, padded
 from fagen.model import Candidate, Problem, Workload
 
@@ -55,6 +55,7 @@ def _deterministic(c: Candidate) -> bool:
 
 
 BACKWARD_RULES = (
+    ONE_RUN,
     Rule("kv_warps and dq_warps divide warps",
          lambda c: c.config.warps % c.config.kv_warps == 0 == c.config.warps % c.config.dq_warps),
     Rule("each warp owns whole blocks of 16 keys: block_n is a multiple of 16 kv_warps",

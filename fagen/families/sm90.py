@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fagen.families.base import (
+    BANDS,
     Family,
     Kernel,
     Plan,
@@ -98,6 +99,7 @@ def _unequal(pattern: Pattern) -> bool:
 
 
 FORWARD_RULES = (
+    BANDS,
     Rule("16-bit elements", lambda c: c.problem.dtype in ("bf16", "fp16")),
     Rule("Q, the K and V stages and the staged O fit shared memory", _fits),
     Rule(

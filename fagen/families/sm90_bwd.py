@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fagen.families.base import Kernel, Plan, Region, Rule, Step, TensorMap, knob, product
+from fagen.families.base import (
+    BANDS,
+    Kernel,
+    Plan,
+    Region,
+    Rule,
+    Step,
+    TensorMap,
+    knob,
+    product,
+)
 from fagen.model import Candidate, Problem, Target, Workload
 
 ENDS_THREADS = 256
@@ -184,6 +194,7 @@ def _bytes_moved(candidate: Candidate, w: Workload) -> int:
 
 
 _RULES = (
+    BANDS,
     Rule("16-bit inputs", lambda c: c.problem.dtype in ("bf16", "fp16")),
     Rule("split roles leave dQ to a warpgroup of its own",
          lambda c: c.config.roles == "rows" or c.config.own_dq),
