@@ -6,7 +6,7 @@ The knobs are micro-tiles (sums held in registers), cache tiles and unrolling; t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fagen.families.base import Family, Kernel, Plan, Rule, knob
 from fagen.model import Candidate, Problem, Target, Workload
@@ -113,20 +113,24 @@ BACKWARD_RULES = (
 
 def _default_forward(problem: Problem, target: Target) -> CpuForward:
     dot = problem.dtype == "bf16" and _has_dot(target)
-    staged = problem.element_bytes == 2 and not dot
-    panels = 2 if problem.element_bytes == 2 else 1
-    wide = lanes(target) == 16
-    return CpuForward(q_vectors=4 if wide else 2, block_n=96 if wide else 48, panels=panels,
-                      stage_kv=staged, bf16_dot=dot)
+    halves = problem.element_bytes == 2
+    config = CpuForward(panels=2 if halves else 1, stage_kv=halves and not dot, bf16_dot=dot)
+    if not problem.pattern.interval:  # sparse blocks are 64 or so, and tiles should match them
+        config = replace(config, panels=1, block_n=64, qk_rows=4)
+    if lanes(target) == 8:
+        config = replace(config, q_vectors=2, block_n=48 if config.qk_rows == 6 else 64)
+    return config
 
 
 def _default_backward(problem: Problem, target: Target) -> CpuBackward:
     dot = problem.dtype == "bf16" and _has_dot(target)
     long = problem.head_dim + problem.head_dim_v > 256
-    block_kv = 96 if long else 192
-    if lanes(target) == 16:
-        return CpuBackward(block_kv=block_kv, bf16_dot=dot)
-    return CpuBackward(q_vectors=2, d_vectors=2, block_kv=96)
+    config = CpuBackward(block_kv=96 if long else 384, bf16_dot=dot)
+    if not problem.pattern.interval:
+        config = replace(config, block_n=64, qk_rows=4, dkv_rows=4, block_kv=192)
+    if lanes(target) == 8:
+        config = replace(config, q_vectors=2, d_vectors=2, block_kv=min(config.block_kv, 192))
+    return config
 
 
 def _forward_bytes(c: Candidate, w: Workload) -> int:

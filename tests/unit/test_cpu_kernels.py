@@ -158,6 +158,8 @@ CASES = (
     ("bf16-d64-causal", BEST), ("bf16-d8x136-window9", BEST), ("fp16-d72x64-causal-topleft", BEST),
     ("fp16-d256-dense", BEST), ("bf16-d64-causal", NEXT), ("fp32-d72x8-causal", LEAST),
     ("bf16-d40x24-window20x3", LEAST), ("fp16-d32-causal-topleft", LEAST),
+    ("bf16-d64-bigbird-w20-g10-r64-seed3", BEST), ("fp16-d64-butterfly-b32-causal", BEST),
+    ("fp32-d40-dilated-w9-d3-causal", LEAST), ("fp32-d64-prefix40", LEAST),
 )
 
 

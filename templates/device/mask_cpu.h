@@ -1,0 +1,62 @@
+// Which elements of a tile stay: WIDTH query rows (one per SIMD lane) by at most KEYS keys.
+#ifndef FAGEN_MASK_CPU_H
+#define FAGEN_MASK_CPU_H
+
+#include "device/simd_cpu.h"
+#include "patterns/contract.h"
+
+// Any pattern: every element of the tile is asked for, once.
+template <class Pattern, int WIDTH, int KEYS>
+struct TileMask {
+  int32_t kept[KEYS * WIDTH];
+  int q0, rows;
+
+  void set_rows(const Pattern &, int first, int count) { q0 = first, rows = count; }
+
+  // Keys [k0, k0 + count); the others of the tile do not stay.
+  void set_keys(const Pattern &pattern, int k0, int count) {
+    for (int n = 0; n < KEYS; ++n)
+      for (int r = 0; r < WIDTH; ++r)
+        kept[n * WIDTH + r] = n < count && r < rows && pattern.keep(q0 + r, k0 + n) ? -1 : 0;
+  }
+
+  bool keeps(int n, int r) const { return kept[n * WIDTH + r] != 0; }
+  IntVec keeps_lanes(int n, int j) const { return load(kept + n * WIDTH + j * LANES); }
+};
+
+// A run of keys per row: two comparisons.
+template <IntervalPattern Pattern, int WIDTH, int KEYS>
+struct TileMask<Pattern, WIDTH, KEYS> {
+  int32_t begin[WIDTH], end[WIDTH];
+  int k0;
+
+  void set_rows(const Pattern &pattern, int first, int count) {
+    for (int r = 0; r < WIDTH; ++r) {
+      const Range keys = r < count ? pattern.row(first + r) : Range{0, 0};
+      begin[r] = keys.begin;
+      end[r] = keys.end;
+    }
+  }
+
+  // The keys end where the sequence or the last row's run does, so `count` needs no test.
+  void set_keys(const Pattern &, int first, int) { k0 = first; }
+
+  bool keeps(int n, int r) const { return begin[r] <= k0 + n && k0 + n < end[r]; }
+  IntVec keeps_lanes(int n, int j) const {
+    return (load(begin + j * LANES) <= k0 + n) & (load(end + j * LANES) > k0 + n);
+  }
+};
+
+// Where a walk over the keys of some rows, or the rows of some keys, may stop.
+template <class Pattern>
+int end_of_keys(const Pattern &pattern, int q0, int q1) {
+  if constexpr (IntervalPattern<Pattern>) return pattern.keys(q0, q1).end;
+  else return pattern.seqlen_kv;
+}
+template <class Pattern>
+int end_of_queries(const Pattern &pattern, int k0, int k1) {
+  if constexpr (IntervalPattern<Pattern>) return pattern.queries(k0, k1).end;
+  else return pattern.seqlen_q;
+}
+
+#endif
