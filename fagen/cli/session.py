@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -50,11 +51,12 @@ def pool(device: Device, jobs: int | None = None) -> Iterator[Pool]:
     with (
         TemporaryDirectory(prefix="run-", dir=paths.cache()) as scratch,
         Pool(
-            builder(), renderer(), device, jobs=jobs, scratch=Path(scratch), on_wait=_say
+            builder(), renderer(), device, jobs=jobs, scratch=Path(scratch), on_wait=_say_once
         ) as workers,
     ):
         yield workers
 
 
-def _say(text: str) -> None:
+@functools.lru_cache
+def _say_once(text: str) -> None:
     sys.stderr.write(f"{text}\n")
