@@ -25,6 +25,7 @@ from fagen import paths
 from fagen.errors import FagenError, UsageError
 from fagen.kerneltable import Part
 from fagen.model import Entry
+from fagen.patterns import UNBOUNDED, Band
 
 SCHEMA = 1
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
@@ -147,14 +148,16 @@ def _kernel(s: Shipped) -> dict[str, Any]:
 def _options(entry: Entry) -> dict[str, Any]:
     """What the slugs say, spelled out for programs."""
     problem, w = entry.problem, entry.workload
+    band = isinstance(problem.pattern, Band)
     return {
         "op": problem.op,
         "dtype": problem.dtype,
         "head_dim": problem.head_dim,
         "head_dim_v": problem.head_dim_v,
-        "left": problem.pattern.left,
-        "right": problem.pattern.right,
-        "top_left": problem.pattern.top_left,
+        "pattern": "" if band else str(problem.pattern),  # empty for a band, which these say:
+        "left": problem.pattern.left if band else UNBOUNDED,
+        "right": problem.pattern.right if band else UNBOUNDED,
+        "top_left": band and problem.pattern.top_left,
         "deterministic": "deterministic" in problem.features,
         "sizes": [w.batch, w.heads, w.kv_heads, w.seqlen_q, w.seqlen_kv],
     }

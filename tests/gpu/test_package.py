@@ -222,7 +222,7 @@ def test_compiled(package: Any) -> None:
 
 def test_opcheck(package: Any) -> None:
     ops = getattr(torch.ops, NAME)
-    given, options = tensors(), (-1, 0, False, 0.1, True, False)
+    given, options = tensors(), (-1, 0, False, "", 0.1, True, False)
     torch.library.opcheck(ops.fwd.default, (*given, *options))
 
 

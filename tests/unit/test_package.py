@@ -34,12 +34,13 @@ from tests.unit import toykernel
 
 NAME = "toy_attention"
 PATTERNS = ("dense", "causal", "causal-topleft", "window2x1", "window3")
-SLUGS = tuple(
+BANDS = tuple(
     f"{op}-fp32-{dims}-{pattern}{feature}"
     for dims in ("d8", "d16x8") for pattern in PATTERNS
     for op, feature in (("fwd", ""), ("bwd", ""), ("bwd", "+deterministic"))
     if not (dims == "d16x8" and (pattern == "window3" or feature))
 )
+SLUGS = (*BANDS, "fwd-fp32-d8-longformer-w1-g2", "bwd-fp32-d8-longformer-w1-g2")
 
 
 def _shipped(slug: str, target: str = "") -> Shipped:
@@ -228,6 +229,30 @@ def test_a_pattern_that_comes_to_the_same_is_served(package: Any) -> None:
                                package.attention(q, k, v))
 
 
+def test_a_named_pattern(package: Any) -> None:
+    given = tensors(grad=True)
+    q = torch.arange(7)
+    near = (q[:, None] - q).abs() <= 1
+    mask = near | (q < 2) | (q[:, None] < 2)
+    out, lse = package.attention(*given, pattern="longformer-w1-g2", return_lse=True)
+    expected = formula(*given, mask, 8**-0.5)
+    close(out, expected[0])
+    close(lse, expected[1])
+    for x, y in zip(torch.autograd.grad(out.sum(), given),
+                    torch.autograd.grad(expected[0].sum(), given), strict=True):
+        close(x, y.double())
+    for name, options in (
+        ("dense", {}), ("causal", {"causal": True}), ("window2x1", {"window": (2, 1)}),
+        ("causal-topleft", {"causal": "top-left"}),
+    ):
+        torch.testing.assert_close(package.attention(*given, pattern=name),
+                                   package.attention(*given, **options), atol=0, rtol=0)
+    with pytest.raises(package.NoKernel, match="fagen tune fwd-fp32-d8-butterfly-b64"):
+        package.attention(*given, pattern="butterfly-b64")
+    with pytest.raises(package.NoKernel, match="torch cannot compute the pattern butterfly-b64"):
+        package.attention(*given, pattern="butterfly-b64", fallback="sdpa")
+
+
 def test_merge(package: Any) -> None:
     q, k, v = tensors(sk=9, grad=True)
     whole, lse = package.attention(q, k, v, return_lse=True)
@@ -305,7 +330,7 @@ def test_compiled_fallback(package: Any) -> None:
 def test_opcheck(package: Any, rows_first: bool, length: int) -> None:
     ops = getattr(torch.ops, NAME)
     q, k, v = tensors(sq=length)
-    options = (-1, 0, False, 0.5, rows_first, False)
+    options = (-1, 0, False, "", 0.5, rows_first, False)
     out, lse = ops.fwd(q, k, v, *options)
     torch.library.opcheck(ops.fwd.default, (q, k, v, *options))
     torch.library.opcheck(ops.fwd.default, (*tensors(sq=length, grad=True), *options))
@@ -412,7 +437,7 @@ def test_gradcheck_of_the_fallback(package: Any) -> None:
 
 def test_deterministic_is_honoured(package: Any) -> None:
     selection = sys.modules[f"{NAME}.selection"]
-    call = selection.Call("bwd", torch.float32, torch.device("cpu"), 8, 8, selection.Band(),
+    call = selection.Call("bwd", torch.float32, torch.device("cpu"), 8, 8, selection.Pattern(),
                           (1, 1, 1, 7, 7), False)
     names = [package.kernels()[selection.choose(call._replace(deterministic=d)).kernel]["problem"]
              for d in (False, True)]
@@ -524,6 +549,9 @@ def _with(index: int, change: Any) -> Any:
     (_with(1, lambda x: x[..., :4]), {}, ValueError, "q has head dimension 8, k has 4"),
     (_with(2, lambda x: x[..., :0]), {}, ValueError, "0 makes no sense"),
     (None, {"causal": "bottom"}, ValueError, "causal is 'bottom'"),
+    (None, {"pattern": "../dense"}, ValueError, "pattern is '../dense'"),
+    (None, {"pattern": 3}, TypeError, "pattern is 3"),
+    (None, {"pattern": "dense", "causal": True}, ValueError, "it says it all"),
     (None, {"window": -1}, ValueError, "neither side may be negative"),
     (None, {"window": (1, -1)}, ValueError, "neither side may be negative"),
     (None, {"window": 2.5}, TypeError, "window is 2.5"),
@@ -562,7 +590,7 @@ def test_tensors_without_memory(package: Any) -> None:
     assert out.device.type == "meta"
     assert out.shape == (2, 4, 7, 8)
     selection = sys.modules[f"{NAME}.selection"]
-    call = selection.Call("fwd", torch.float32, torch.device("mps"), 8, 8, selection.Band(),
+    call = selection.Call("fwd", torch.float32, torch.device("mps"), 8, 8, selection.Pattern(),
                           (1, 1, 1, 7, 7), False)
     with pytest.raises(package.NoKernel, match=r"kernels are for cpu and cuda; .* are on mps"):
         selection.choose(call)
@@ -631,13 +659,15 @@ def test_run_as_a_program(folder: Path) -> None:
         return subprocess.run([sys.executable, "-m", module, *arguments], cwd=folder.parent,
                               capture_output=True, text=True, timeout=120)
 
-    right = ("bwd-fp32-d8-causal", "fwd-fp32-d8-causal", "fwd-fp32-d8-window2x1")
+    right = ("bwd-fp32-d8-causal", "fwd-fp32-d8-causal", "fwd-fp32-d8-longformer-w1-g2",
+             "fwd-fp32-d8-window2x1")
     emit([_shipped(slug) for slug in right], folder.parent / "honest")
     done = run("honest", "--json")
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["kernels"]
     assert [r["problem"] for r in rows] == list(right)
-    assert all(r["right"] and r["us"] > 0 and r["here"] == "cpu" for r in rows)
+    assert [r["right"] for r in rows] == [True, True, None, True]
+    assert all(r["us"] > 0 and r["here"] == "cpu" for r in rows)
     # A kernel that lies, one for another CPU, and a backward without its forward.
     part = toykernel.part("fwd-fp32-d8-dense", paths.cache())
     lie = _shipped_source(part, part.source.text.replace("out[d] /= ", "out[d] *= "))

@@ -122,12 +122,16 @@ def candidate(slug: str, *, target: Target = TARGET, answer: int = 0) -> Candida
 
 def source(c: Candidate) -> Source:
     """One self-contained text, as the renderer makes them."""
-    headers = [
-        (paths.templates() / "device" / "params.h").read_text(),
-        (paths.templates() / "patterns" / "contract.h").read_text(),
-        (paths.templates() / "patterns" / "band.h").read_text(),
-        (paths.templates() / "device" / "host.h").read_text(),
-    ]
+    seen: set[str] = set()
+
+    def text_of(header: str) -> str:
+        if header in seen:
+            return ""
+        seen.add(header)
+        text = (paths.templates() / header).read_text()
+        return re.sub(r'#include "(.*)"', lambda match: text_of(match[1]), text)
+
+    headers = ("device/params.h", "device/host.h", c.problem.pattern.header)
     body = BODY % {
         "head_dim": c.problem.head_dim,
         "head_dim_v": c.problem.head_dim_v,
@@ -136,7 +140,7 @@ def source(c: Candidate) -> Source:
         "symbol": symbol(c),
         "answer": c.config.answer,
     }
-    text = re.sub('#include ".*"', "", "\n".join(headers)) + body
+    text = "\n".join(map(text_of, headers)) + body
     return Source(text, hashlib.sha256(text.encode()).hexdigest(), "cpp")
 
 

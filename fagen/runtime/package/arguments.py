@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .errors import BadArgument, BadType
-from .selection import DTYPES, UNBOUNDED, Band
+from .selection import DTYPES, UNBOUNDED, Pattern
 
 _LAYOUTS = ("bhsd", "bshd")
 _FALLBACKS = (None, "sdpa")
+_NAME = re.compile(r"[a-z0-9-]{1,100}")
+_WINDOW = re.compile(r"window(\d{1,9})(?:x(\d{1,9}))?", re.ASCII)
+_BANDS = {
+    "dense": Pattern(),
+    "causal": Pattern(right=0),
+    "causal-topleft": Pattern(right=0, top_left=True),
+}
 _MOST = 2**31 - 1  # batch, heads and rows are 32-bit numbers to the kernels; strides are 64-bit
 MOST_SCALE = 3e38  # as fp32
 
@@ -27,11 +35,26 @@ def check_options(layout: Any, fallback: Any, deterministic: Any, return_lse: An
             raise BadType(f"{name} is {value!r}; True or False is expected")
 
 
-def band_of(causal: Any, window: Any) -> Band:
+def pattern_of(causal: Any, window: Any, pattern: Any) -> Pattern:
+    if pattern is None:
+        return _band(causal, window)
+    if causal is not False or window is not None:
+        raise BadArgument("pattern is given, and causal or window as well; it says it all")
+    if not isinstance(pattern, str):
+        raise BadType(f"pattern is {pattern!r}; a name is expected, see kernels()")
+    if not _NAME.fullmatch(pattern):
+        raise BadArgument(f"pattern is {pattern!r}; see kernels() for those inside")
+    window_of = _WINDOW.fullmatch(pattern)
+    if window_of:
+        return Pattern(int(window_of[1]), int(window_of[2] or 0))
+    return _BANDS.get(pattern) or Pattern(name=pattern)
+
+
+def _band(causal: Any, window: Any) -> Pattern:
     if causal not in (True, False, "top-left"):
         raise BadArgument(f'causal is {causal!r}; True, False or "top-left" is expected')
     if window is None:
-        return Band(right=0 if causal else UNBOUNDED, top_left=causal == "top-left")
+        return Pattern(right=0 if causal else UNBOUNDED, top_left=causal == "top-left")
     sides = (window, 0) if isinstance(window, int) else window
     if not (isinstance(sides, (tuple, list)) and len(sides) == 2
             and all(isinstance(n, int) and not isinstance(n, bool) for n in sides)):
@@ -39,7 +62,7 @@ def band_of(causal: Any, window: Any) -> Band:
     left, right = sides
     if left < 0 or right < 0:
         raise BadArgument(f"window is {window!r}; neither side may be negative")
-    return Band(left, 0 if causal else right, causal == "top-left")
+    return Pattern(left, 0 if causal else right, causal == "top-left")
 
 
 def check_tensors(q: Any, k: Any, v: Any) -> None:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from . import arguments, fallback
+from .errors import NoKernel
 from .launch import Options
 from .ops import Plan, is_plain, wants_gradient
-from .selection import DEVICES, Band
+from .selection import DEVICES, Pattern
 from .transforms import dispatched
 
 # Takes q, k and v as [batch, heads, rows, dim]; returns the output and the log-sum-exp.
@@ -31,6 +32,7 @@ class Asked(NamedTuple):
 
     causal: Any
     window: Any
+    pattern: Any
     scale: Any
     layout: Any
     deterministic: Any
@@ -45,6 +47,7 @@ def attention(
     *,
     causal: bool | str = False,
     window: int | tuple[int, int] | None = None,
+    pattern: str | None = None,
     scale: float | None = None,
     layout: str = "bhsd",
     deterministic: bool = False,
@@ -61,6 +64,8 @@ def attention(
     decoding wants it; ``causal="top-left"`` with the first ones, as torch's ``is_causal`` does.
     They differ only where seqlen_q and seqlen_kv do. ``window=(left, right)`` keeps that many keys
     on either side of the (bottom-right) diagonal; ``window=left`` means (left, 0).
+    ``pattern`` names one that is compiled into kernels of this package instead, for example
+    ``"longformer-w256-g64"``; ``kernels()`` lists them.
 
     Returns the output, and with ``return_lse`` also the natural log-sum-exp of each row's scores,
     fp32 [batch, heads, seqlen_q]; both are differentiable. A row that attends to nothing gives 0
@@ -70,7 +75,9 @@ def attention(
     Raises NoKernel where no kernel in this package serves the call; ``fallback="sdpa"`` lets torch
     compute it instead.
     """
-    asked = Asked(causal, window, scale, layout, deterministic, return_lse, fallback)
+    asked = Asked(
+        causal, window, pattern, scale, layout, deterministic, return_lse, fallback
+    )
     q, k, v = _autocast(q, k, v)
     work = _remembered(q, k, v, asked, _work)
     if layout == "bshd":
@@ -129,7 +136,7 @@ def _remembered(
 def _work(q: Tensor, k: Tensor, v: Tensor, asked: Asked) -> Work:
     """What ``attention`` has to do."""
     arguments.check_options(asked.layout, asked.fallback, asked.deterministic, asked.return_lse)
-    band = arguments.band_of(asked.causal, asked.window)
+    pattern = arguments.pattern_of(asked.causal, asked.window, asked.pattern)
     arguments.check_tensors(q, k, v)
     if asked.layout == "bshd":
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -137,23 +144,25 @@ def _work(q: Tensor, k: Tensor, v: Tensor, asked: Asked) -> Work:
     scale = arguments.scale_of(asked.scale, q.shape[3])
     deterministic = asked.deterministic or torch.are_deterministic_algorithms_enabled()
     if asked.fallback:
-        reason = fallback.cannot_serve(q, k, v, band, deterministic)
+        reason = fallback.cannot_serve(q, k, v, pattern, deterministic)
+        if reason and pattern.name:
+            raise NoKernel(f"{reason}; torch cannot compute the pattern {pattern.name} instead")
         if reason:
             return functools.partial(
-                fallback.textbook, reason=reason, band=band, scale=scale,
+                fallback.textbook, reason=reason, pattern=pattern, scale=scale,
                 with_lse=asked.return_lse,
             )
     rows_first = asked.layout == "bshd" or q.stride(1) < q.stride(2)
-    return _ours(q, k, v, Options(*band, scale, rows_first, deterministic))
+    return _ours(q, k, v, Options(*pattern, scale, rows_first, deterministic))
 
 
 def _sdpa_work(q: Tensor, k: Tensor, v: Tensor, asked: tuple[Any, ...]) -> Work:
     """What torch's function has to do."""
     dropout_p, is_causal, scale, enable_gqa = asked
-    band = Band(right=0, top_left=True) if is_causal else Band()
+    pattern = Pattern(right=0, top_left=True) if is_causal else Pattern()
     deterministic = torch.are_deterministic_algorithms_enabled()
     reason = _not_ours(q, k, v, dropout_p, scale, enable_gqa) or fallback.cannot_serve(
-        q, k, v, band, deterministic
+        q, k, v, pattern, deterministic
     )
     if reason is not None:
         return functools.partial(
@@ -161,7 +170,7 @@ def _sdpa_work(q: Tensor, k: Tensor, v: Tensor, asked: tuple[Any, ...]) -> Work:
             scale=scale, enable_gqa=enable_gqa,
         )
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else float(scale)
-    return _ours(q, k, v, Options(*band, scale, q.stride(1) < q.stride(2), deterministic))
+    return _ours(q, k, v, Options(*pattern, scale, q.stride(1) < q.stride(2), deterministic))
 
 
 def _ours(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Work:

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import launch
 from .errors import NoKernel
 from .ops import wants_gradient
-from .selection import UNBOUNDED, Band, choose, find, problems
+from .selection import UNBOUNDED, Pattern, choose, find, problems
 
 _reasons: Counter[str] = Counter()
 
@@ -27,12 +27,14 @@ def count(reason: str) -> None:
         _reasons[reason] += 1
 
 
-def cannot_serve(q: Tensor, k: Tensor, v: Tensor, band: Band, deterministic: bool) -> str | None:
+def cannot_serve(
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, deterministic: bool
+) -> str | None:
     """None when kernels serve the call and, if a gradient is wanted, its backward."""
     if not q.numel() or not k.numel() or not v.numel():
         return None
     for op in ("fwd", "bwd") if wants_gradient(q, k, v) else ("fwd",):
-        call = launch.call_of(op, q, k, v, band, deterministic)
+        call = launch.call_of(op, q, k, v, pattern, deterministic)
         if torch.compiler.is_compiling():
             if not _compiled_in(tuple(problems(call)), q.device):
                 return f"no kernel of this package serves the {op}"
@@ -57,7 +59,7 @@ setattr(_compiled_in, "_dynamo_marked_constant", True)  # noqa: B010
 
 
 def textbook(
-    q: Tensor, k: Tensor, v: Tensor, *, reason: str, band: Band, scale: float, with_lse: bool
+    q: Tensor, k: Tensor, v: Tensor, *, reason: str, pattern: Pattern, scale: float, with_lse: bool
 ) -> tuple[Tensor, Tensor]:
     """torch's own function where it can say the same, else the formula; differentiable by torch.
 
@@ -66,14 +68,14 @@ def textbook(
     count(reason)
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    is_causal = band == Band(right=0, top_left=True) or (
-        band == Band(right=0) and q.shape[2] == k.shape[2]
+    is_causal = pattern == Pattern(right=0, top_left=True) or (
+        pattern == Pattern(right=0) and q.shape[2] == k.shape[2]
     )
-    if not with_lse and (is_causal or band == Band()):
+    if not with_lse and (is_causal or pattern == Pattern()):
         out = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, scale=scale)
         return out, out.new_empty(0)
     exact = torch.promote_types(q.dtype, torch.float32)
-    keep = mask(band, q.shape[2], k.shape[2], q.device)
+    keep = mask(pattern, q.shape[2], k.shape[2], q.device)
     scores = (q.to(exact) @ k.to(exact).mT * scale).masked_fill(~keep, -math.inf)
     seen = keep.any(-1)[:, None]
     # A row that sees nothing takes part as a row of zeros, so that no gradient is nan.
@@ -83,14 +85,14 @@ def textbook(
     return out, lse if exact is torch.float64 else lse.to(torch.float32)
 
 
-def mask(band: Band, seqlen_q: int, seqlen_kv: int, device: torch.device) -> Tensor:
+def mask(pattern: Pattern, seqlen_q: int, seqlen_kv: int, device: torch.device) -> Tensor:
     """True where (q, k) stays."""
-    shift = 0 if band.top_left else seqlen_kv - seqlen_q
+    shift = 0 if pattern.top_left else seqlen_kv - seqlen_q
     diagonal = torch.arange(seqlen_q, device=device)[:, None] + shift
     key = torch.arange(seqlen_kv, device=device)[None, :]
     keep = torch.ones(seqlen_q, seqlen_kv, dtype=torch.bool, device=device)
-    if band.left != UNBOUNDED:
-        keep = keep & (key >= diagonal - band.left)
-    if band.right != UNBOUNDED:
-        keep = keep & (key <= diagonal + band.right)
+    if pattern.left != UNBOUNDED:
+        keep = keep & (key >= diagonal - pattern.left)
+    if pattern.right != UNBOUNDED:
+        keep = keep & (key <= diagonal + pattern.right)
     return keep

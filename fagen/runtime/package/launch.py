@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .library import pack, run
-from .selection import Band, Call, Choice, choose
+from .selection import Call, Choice, Pattern, choose
 
 _ALIGNMENT = 16  # bytes, for CUDA kernels
 _SCRATCH_ALIGNMENT = 256
@@ -25,25 +25,28 @@ class Options(NamedTuple):
     left: int
     right: int
     top_left: bool
+    name: str  # of a pattern that is no band
     scale: float
     rows_first: bool  # results are laid out [batch, rows, heads, dim]
     deterministic: bool
 
     @property
-    def band(self) -> Band:
-        return Band(self.left, self.right, self.top_left)
+    def pattern(self) -> Pattern:
+        return Pattern(self.left, self.right, self.top_left, self.name)
 
 
-def call_of(op: str, q: Tensor, k: Tensor, v: Tensor, band: Band, deterministic: bool) -> Call:
+def call_of(
+    op: str, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, deterministic: bool
+) -> Call:
     sizes = (*q.shape[:2], k.shape[1], q.shape[2], k.shape[2])
-    return Call(op, q.dtype, q.device, q.shape[3], v.shape[3], band, sizes, deterministic)
+    return Call(op, q.dtype, q.device, q.shape[3], v.shape[3], pattern, sizes, deterministic)
 
 
 def choose_for(op: str, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Choice | None:
     """The kernel, None where there is nothing to compute."""
     if not (q.numel() and k.numel() and v.numel()):
         return None
-    return choose(call_of(op, q, k, v, options.band, options.deterministic))
+    return choose(call_of(op, q, k, v, options.pattern, options.deterministic))
 
 
 def allocate(like: Tensor, heads: int, rows: int, dim: int, rows_first: bool) -> Tensor:

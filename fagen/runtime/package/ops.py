@@ -18,7 +18,8 @@ from .selection import Choice
 
 NAMESPACE = __name__.rpartition(".")[0].replace(".", "_")
 _OPTIONS = (
-    "int left, int right, bool top_left, float scale, bool rows_first, bool deterministic"
+    "int left, int right, bool top_left, str name, float scale, bool rows_first, "
+    "bool deterministic"
 )
 registry: Any = torch.library  # parts of it are untyped
 library = registry.Library(NAMESPACE, "DEF")
@@ -81,10 +82,10 @@ def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> No
 def gradients(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
     q, k, v, out, lse = ctx.saved_tensors
     if dout is None and dlse is None:
-        return (None,) * 9
+        return (None,) * 10
     if dout is None:
         dout = torch.zeros_like(out)
-    return *BWD(dout, dlse, q, k, v, out, lse, *ctx.options), *(None,) * 6
+    return *BWD(dout, dlse, q, k, v, out, lse, *ctx.options), *(None,) * 7
 
 
 registry.register_autograd(f"{NAMESPACE}::fwd", gradients, setup_context=keep, lib=library)

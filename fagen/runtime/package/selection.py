@@ -16,12 +16,16 @@ UNBOUNDED = -1
 _REMEMBERED = 4096  # kinds of call; beyond that the memory starts over
 
 
-class Band(NamedTuple):
-    """Row q keeps keys d-left .. d+right, where d is q aligned to the end or, top-left, to 0."""
+class Pattern(NamedTuple):
+    """Row q keeps keys d-left .. d+right, where d is q aligned to the end or, top-left, to 0.
+
+    A ``name`` stands for itself: a pattern of this package's kernels that is no such band.
+    """
 
     left: int = UNBOUNDED
     right: int = UNBOUNDED
     top_left: bool = False
+    name: str = ""
 
 
 class Call(NamedTuple):
@@ -32,7 +36,7 @@ class Call(NamedTuple):
     device: torch.device
     head_dim: int
     head_dim_v: int
-    band: Band
+    pattern: Pattern
     sizes: tuple[int, int, int, int, int]  # batch, heads, kv_heads, seqlen_q, seqlen_kv
     deterministic: bool
 
@@ -87,26 +91,30 @@ def _device_index(device: torch.device) -> int:
 # --- names ---------------------------------------------------------------------------------------
 
 
-def bands(band: Band, seqlen_q: int, seqlen_kv: int) -> list[Band]:
-    """The bands that keep the same elements at these lengths, the one that was asked for first."""
-    left, right, top_left = band
+def same(asked: Pattern, seqlen_q: int, seqlen_kv: int) -> list[Pattern]:
+    """The patterns that keep the same elements at these lengths, the one asked for first."""
+    left, right, top_left, name = asked
+    if name:
+        return [asked]
     first, last = (0, seqlen_q - 1) if top_left else (seqlen_kv - seqlen_q, seqlen_kv - 1)
-    lifted = Band(
+    lifted = Pattern(
         UNBOUNDED if left >= last else left,
         UNBOUNDED if right >= seqlen_kv - 1 - first else right,
         top_left,
     )
     if lifted.left == lifted.right == UNBOUNDED:
-        lifted = Band()
-    found = [band, lifted]
+        lifted = Pattern()
+    found = [asked, lifted]
     if seqlen_q == seqlen_kv:
-        found += [Band(b.left, b.right, not b.top_left) for b in found]
+        found += [Pattern(b.left, b.right, not b.top_left) for b in found]
     return found
 
 
-def pattern(band: Band) -> str | None:
+def slug(asked: Pattern) -> str | None:
     """The name that kernels carry, None when there is none for this band."""
-    left, right, top_left = band
+    left, right, top_left, name = asked
+    if name:
+        return name
     if left == UNBOUNDED:
         if right == UNBOUNDED:
             return None if top_left else "dense"
@@ -128,7 +136,7 @@ def problems(call: Call) -> list[str]:
     if call.op == "bwd" and not call.deterministic:
         features = ["", "+deterministic"]
     _, _, _, seqlen_q, seqlen_kv = call.sizes
-    names = [pattern(band) for band in bands(call.band, seqlen_q, seqlen_kv)]
+    names = [slug(pattern) for pattern in same(call.pattern, seqlen_q, seqlen_kv)]
     return [
         f"{call.op}-{dtype}-{dims}-{name}{feature}"
         for name in names if name for feature in features
@@ -139,7 +147,7 @@ def _reasons(call: Call) -> str:
     """Every kernel's reason, and the commands that fill the gap."""
     wanted, device = problems(call), _device_index(call.device)
     batch, heads, kv_heads, seqlen_q, seqlen_kv = call.sizes
-    what = wanted[0] if wanted else f"{call.op} of {call.dtype} with {call.band}"
+    what = wanted[0] if wanted else f"{call.op} of {call.dtype} with {call.pattern}"
     lines = [f"no kernel of this package serves {what} on {call.device}"]
     for index, kernel in enumerate(kernels()):
         if kernel["problem"] in wanted:
