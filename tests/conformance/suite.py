@@ -18,12 +18,17 @@ HEAD_DIMS = range(8, 257, 8)
 # Head dimensions that differ between keys and values, and the ones that models use.
 MIXED = ("64x128", "128x64", "192x128", "40x24", "8x256", "256x16")
 USUAL = ("64", "96", "128", "256")
+# One of each named pattern beyond a single band.
+NAMED = (
+    "prefix100", "blockdiag48", "blockdiag100-causal", "dilated-w5-d7", "strided-s24-causal",
+    "fixed-s32-c4-causal", "longformer-w40-g8", "bigbird-w16-g8-r64-seed7", "butterfly-b16-causal",
+)
 RANDOM_CONFIGS = 6
 DRAWS = 2000
 
 
 def sampled() -> list[str]:
-    """Every op with every dtype with every pattern, and every head dimension at least once."""
+    """Every op with every dtype with every band, every head dimension, and every named pattern."""
     slugs = []
     combinations = itertools.product(PATTERNS, DTYPES, OPS)
     for i, (pattern, dtype, op) in enumerate(combinations):
@@ -31,6 +36,8 @@ def sampled() -> list[str]:
         slugs.append(f"{op}-{dtype}-d{dim}-{pattern}")
     for i, (dims, op) in enumerate(itertools.product(MIXED, OPS)):
         slugs.append(f"{op}-{DTYPES[i % 3]}-d{dims}-{PATTERNS[i % 4]}")
+    for i, (pattern, op) in enumerate(itertools.product(NAMED, OPS)):
+        slugs.append(f"{op}-{DTYPES[i % 3]}-d{(64, 40, 128)[i % 3]}-{pattern}")
     slugs += [f"bwd-{dtype}-d{dim}-causal+deterministic" for dtype in DTYPES for dim in (64, 128)]
     return slugs
 
