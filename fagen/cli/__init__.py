@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import typer
 
-from fagen.cli import kernel, knowledge, machine, search
+from fagen.cli import drawing, kernel, knowledge, machine, search
 from fagen.errors import INTERRUPTED, FagenError, UsageError
 
 app = typer.Typer(
@@ -28,7 +28,7 @@ app = typer.Typer(
 VERBS = (
     machine.doctor, machine.devices,
     kernel.space, kernel.render, kernel.build, kernel.verify, kernel.measure,
-    search.tune, knowledge.list_, knowledge.explain, knowledge.emit, search.bench,
+    search.tune, knowledge.list_, knowledge.explain, knowledge.emit, search.bench, drawing.draw,
 )
 for verb in VERBS:
     app.command(verb.__name__.strip("_"))(verb)

@@ -4,13 +4,14 @@ A pattern's slug is a word with its parameters, such as ``causal`` or ``longform
 C++ side of each lives in ``templates/patterns/``; the tests compare the two.
 """
 
-from fagen.patterns.base import UNBOUNDED, IntervalPattern, Pattern
+from fagen.patterns.base import UNBOUNDED, IntervalPattern, Pattern, Tiles
+from fagen.patterns.blocks import BigBird, Butterfly
+from fagen.patterns.parts import Dilated, Fixed, Longformer, Strided
 from fagen.patterns.runs import CAUSAL, CAUSAL_TOP_LEFT, DENSE, Band, BlockDiagonal, PrefixLM
-from fagen.patterns.sparse import BigBird, Butterfly, Dilated, Fixed, Longformer, Strided
 from fagen.patterns.table import PATTERNS, PatternRow, parse_pattern
 
 __all__ = [
     "CAUSAL", "CAUSAL_TOP_LEFT", "DENSE", "PATTERNS", "UNBOUNDED", "Band", "BigBird",
     "BlockDiagonal", "Butterfly", "Dilated", "Fixed", "IntervalPattern", "Longformer", "Pattern",
-    "PatternRow", "PrefixLM", "Strided", "parse_pattern",
+    "PatternRow", "PrefixLM", "Strided", "Tiles", "parse_pattern",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -10,6 +11,27 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 UNBOUNDED = -1
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A mask in tiles: a row of ``kinds`` per block of queries, a column per block of keys."""
+
+    SKIPPED: ClassVar[int] = 0
+    PARTIAL: ClassVar[int] = 1
+    FULL: ClassVar[int] = 2
+
+    rows: int  # queries and keys of one tile
+    keys: int
+    kinds: NDArray[np.int8]
+
+    def count(self, kind: int) -> int:
+        return int((self.kinds == kind).sum())
+
+    @property
+    def share(self) -> float:
+        """The part of all tiles that a kernel has to compute."""
+        return 1 - self.count(self.SKIPPED) / self.kinds.size
 
 
 class Pattern(ABC):
@@ -58,6 +80,21 @@ class Pattern(ABC):
     def share(self, seqlen_q: int, seqlen_kv: int) -> float:
         """The part of all (q, k) that stays, and so of the dense work."""
         return self.count_kept(seqlen_q, seqlen_kv) / (seqlen_q * seqlen_kv)
+
+    def tiles(self, seqlen_q: int, seqlen_kv: int, rows: int, keys: int) -> Tiles:
+        """Which tiles a kernel skips, computes, and computes without a mask."""
+        import numpy as np
+
+        j = np.arange(seqlen_kv)[None, :]
+        starts = np.arange(0, seqlen_kv, keys)
+        sizes = np.diff([*starts, seqlen_kv])
+        kinds = []
+        for first in range(0, seqlen_q, rows):
+            i = np.arange(first, min(first + rows, seqlen_q))[:, None]
+            kept = self.keep(i + self.shift(seqlen_q, seqlen_kv), j, seqlen_kv)
+            counts = np.add.reduceat(np.broadcast_to(kept, (len(i), seqlen_kv)).sum(0), starts)
+            kinds.append((counts > 0).astype(np.int8) + (counts == sizes * len(i)))
+        return Tiles(rows, keys, np.stack(kinds).astype(np.int8))
 
     def __lt__(self, other: Pattern) -> bool:
         return str(self) < str(other)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from fagen.errors import UsageError
 from fagen.patterns.base import Pattern
+from fagen.patterns.blocks import BigBird, Butterfly
+from fagen.patterns.parts import Dilated, Fixed, Longformer, Strided
 from fagen.patterns.runs import (
     CAUSAL,
     CAUSAL_TOP_LEFT,
@@ -16,7 +18,6 @@ from fagen.patterns.runs import (
     BlockDiagonal,
     PrefixLM,
 )
-from fagen.patterns.sparse import BigBird, Butterfly, Dilated, Fixed, Longformer, Strided
 
 LARGEST = 1 << 28  # of a distance, so that sums of several stay in 32 bits
 

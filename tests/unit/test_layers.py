@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[2] / "fagen"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
-    ("doctor", "progress", "plots", "spec", "ceiling", "explain"),
+    ("doctor", "progress", "plots", "draw", "spec", "ceiling", "explain"),
     ("bench", "benchrun", "contenders", "suites"),
     ("search", "exploration", "explorer", "surrogate", "finale", "learned", "trial", "winner",
      "budget", "journal", "tunable", "emit", "wheel"),
@@ -42,7 +42,7 @@ HOMES: dict[str, set[str]] = {
     "platformdirs": {"paths"},
     "numpy": {"patterns", "surrogate"},
     "pycuda": {"compilers", "timing"},
-    "matplotlib": {"plots"},
+    "matplotlib": {"plots", "draw"},
     "torch": {"worker", "workbench", "verify", "timing", "call", "inputs", "reference",
               "benchrun", "contenders", "ceiling", "runtime"},
 }
