@@ -17,6 +17,7 @@ from typing import IO, Any
 from fagen.errors import SetupError, WorkerCrashed, WorkerTimeout
 
 _TICK = 0.1  # seconds between looks at what else there is to do
+_STAGES = {"start": "starting", "prepare": "preparing", "run": "running", "time": "timing"}
 _LAST_WORDS = 300  # characters of a dead worker's log that go into its failure
 
 
@@ -36,6 +37,7 @@ class Child:
         self.doing = ""  # what the worker said last that it does
         self._process: subprocess.Popen[bytes] | None = None
         self._unread = b""
+        self._log_start = 0
 
     @property
     def pid(self) -> int:
@@ -51,12 +53,13 @@ class Child:
         command = [*self.wrapper, sys.executable, "-m", "fagen.worker", "--device", self.device,
                    "--threads", str(self.threads)]
         with self._open_log() as log:
+            self._log_start = log.tell()
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
                 start_new_session=True, env=_environment(),
             )
         try:
-            self.facts = self._answer("start", "starting")
+            self.facts = self._answer("start", self.device)
         except (WorkerCrashed, WorkerTimeout) as error:
             raise SetupError(
                 f"the worker for {self.device} does not start: {error.message}", "fagen doctor"
@@ -93,37 +96,38 @@ class Child:
         """Wait through the words about progress; each one starts a new deadline."""
         while True:
             self.doing = what
-            line = self._line(time.monotonic() + self.limits[stage] + extra, what)
+            words = f"while {_STAGES[stage]} {what}"
+            line = self._line(self.limits[stage] + extra, words)
             try:
                 message: dict[str, Any] = json.loads(line)
             except ValueError:
                 self.end()
                 raise WorkerCrashed(
-                    f"something else wrote into the worker's answers ({what})"
+                    f"something else wrote into the worker's answers {words}"
                 ) from None
             if "doing" not in message:
                 return message
             stage, what = message["doing"], message["what"]
 
-    def _line(self, deadline: float, what: str) -> bytes:
+    def _line(self, seconds: float, words: str) -> bytes:
         assert self._process is not None
         assert self._process.stdout is not None
-        pipe = self._process.stdout.fileno()
+        pipe, deadline = self._process.stdout.fileno(), time.monotonic() + seconds
         while b"\n" not in self._unread:
             left = deadline - time.monotonic()
             if left <= 0:
                 self.end()
-                raise WorkerTimeout(f"no answer in time ({what}); the worker was killed")
+                raise WorkerTimeout(f"no answer within {seconds:g} s {words}; it was killed")
             if select.select([pipe], [], [], min(left, _TICK))[0]:
                 read = os.read(pipe, 1 << 16)
                 if not read:
-                    raise WorkerCrashed(self._epitaph(what))
+                    raise WorkerCrashed(self._epitaph(words))
                 self._unread += read
             self.meanwhile()
         line, _, self._unread = self._unread.partition(b"\n")
         return line
 
-    def _epitaph(self, what: str) -> str:
+    def _epitaph(self, words: str) -> str:
         process = self._process
         assert process is not None
         try:
@@ -135,13 +139,14 @@ class Child:
             f"died of {signal.Signals(-code).name}" if code is not None and code < 0
             else f"exited with {code}"
         )
-        return f"the worker {how} ({what}){self._last_words()}"
+        return f"the worker {how} {words}{self._last_words()}"
 
     def _last_words(self) -> str:
+        """What this worker, and no other before it, wrote to the log in the end."""
         with contextlib.suppress(OSError):
-            text = self.log.read_bytes()[-_LAST_WORDS:].decode(errors="replace").strip()
-            if text:
-                return ": " + " ".join(text.split())
+            text = self.log.read_bytes()[self._log_start :][-_LAST_WORDS:]
+            if words := text.decode(errors="replace").split():
+                return ": " + " ".join(words)
         return ""
 
     def end(self, grace: float = 0.0) -> None:

@@ -197,6 +197,7 @@ class Pool:
         """The worker named whose turn it was; where it did not, nobody gets a time."""
         turn = self._worker.doing.removeprefix("#")
         guilty = [field[int(turn)]] if turn.isdecimal() and int(turn) < len(field) else field
+        failure = replace(failure, reason=failure.reason.replace(f"#{turn}", str(case)))
         for candidate in guilty:
             outcomes[candidate] = _reproducible(failure, candidate, case)
 

@@ -27,10 +27,10 @@ LIMITS = Limits(build=20.0, run=3.0, time=5.0)
 
 # fault: stage, kind, and words of the reason
 EXPECTED = {
-    "segfault": ("verify", "WorkerCrashed", "died of SIGSEGV"),
+    "segfault": ("verify", "WorkerCrashed", "died of SIGSEGV while running b1-h1-s128"),
     "abort": ("verify", "WorkerCrashed", "died of SIGABRT"),
     "exit": ("verify", "WorkerCrashed", "exited with 0"),
-    "hang": ("verify", "WorkerTimeout", "no answer in time"),
+    "hang": ("verify", "WorkerTimeout", "no answer within 3 s while running b1-h1-s128"),
     "wrong": ("verify", "WrongResult", "o is wrong on b1-h1-s128"),
     "nan": ("verify", "WrongResult", "1 of 2048 elements of o on b1-h1-s128 are NaN"),
     "unwritten": ("verify", "WrongResult", "16 of 2048 elements of o on b1-h1-s128 are NaN"),
@@ -129,7 +129,7 @@ def test_a_crash_on_the_workload_alone_names_the_workload(pool, target):
     large = Workload(1, 1, 1, 1600, 64)
     outcome = pool.measure(candidate(target, fault="large"), large, seconds=0.02)
     assert isinstance(outcome, Failure)
-    assert "SIGSEGV (b1-h1-s1600x64)" in outcome.reason
+    assert "SIGSEGV while running b1-h1-s1600x64" in outcome.reason
     assert outcome.reproduce.endswith("--workload b1-h1-s1600x64")
 
 
@@ -153,6 +153,7 @@ def test_who_crashes_in_the_middle_of_a_lap_is_named(pool, target, monkeypatch):
     assert isinstance(good, Measurement)
     assert isinstance(bad, Failure)
     assert (bad.stage, bad.kind) == ("measure", "WorkerCrashed")
+    assert "died of SIGSEGV while timing b1-h1-s1600x64" in bad.reason
 
 
 def test_kill_of_the_worker_in_mid_measure_is_survived(pool, target):

@@ -17,7 +17,7 @@ SMALL = Workload(1, 2, 1, 70, 90)
 EXPECTED = {
     "illegal_address": ("run", "RunError", "CUDA"),
     "trap": ("run", "RunError", "CUDA"),
-    "hang": ("verify", "WorkerTimeout", "no answer in time"),
+    "hang": ("verify", "WorkerTimeout", "no answer within 8 s while running"),
     "wrong": ("verify", "WrongResult", "o is wrong on b1-h1-s128"),
     "nan": ("verify", "WrongResult", "1 of 2048 elements of o on b1-h1-s128 are NaN"),
     "past_the_end": ("verify", "WrongResult", "4 bytes starting 20 bytes after its end"),
