@@ -11,7 +11,11 @@
 
 #include "launcher.h"
 
-enum { MOST_THREADS = FAGEN_MOST_THREADS, SPINS = 2000, IDLE_SECONDS = 5 };
+#ifndef FAGEN_IDLE_MICROSECONDS
+#define FAGEN_IDLE_MICROSECONDS 5000000
+#endif
+
+enum { MOST_THREADS = FAGEN_MOST_THREADS, SPINS = 2000 };
 
 typedef void (*body_type)(void *arg, int32_t thread, int32_t threads);
 
@@ -52,7 +56,9 @@ static uint64_t next_job(int32_t thread, uint64_t seen) {
   }
   struct timespec until;
   clock_gettime(CLOCK_REALTIME, &until);
-  until.tv_sec += IDLE_SECONDS;
+  const int64_t end = until.tv_nsec + FAGEN_IDLE_MICROSECONDS * INT64_C(1000);
+  until.tv_sec += end / 1000000000;
+  until.tv_nsec = end % 1000000000;
   pthread_mutex_lock(&team.lock);
   team.sleepers++;
   int expired = 0;

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from fagen import compilers
+from fagen import compilers, paths
 from fagen.devices import host
 from fagen.errors import BuildError, UsageError
 from fagen.families.base import Family, Kernel, Plan, Region, Step, TensorMap, product
 from fagen.library import Library, Params
-from fagen.link import Part, link, table
+from fagen.link import Part, find_cc, link, table
 from fagen.model import Binary, Candidate, Problem, Source, Target, Workload
 from tests.unit import toykernel
 
@@ -258,6 +258,10 @@ def test_unloading_ends_the_team(cache: Path, tmp_path: Path) -> None:
     assert _thread_count() == before + 3
     ctypes.CDLL(None).dlclose(ctypes.c_void_p(own.handle._handle))
     assert _thread_count() == before
+    child = os.fork()  # with nothing left behind that would be called here
+    if child == 0:
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.slow
@@ -270,6 +274,58 @@ def test_an_idle_team_ends_and_comes_back(cache: Path, tmp_path: Path) -> None:
     call = Call(1, 8, 2, 6, 6, 8)
     assert call.run(own, 0, threads=4) == OK
     assert call.arrays["o"].tolist() == pytest.approx(call.expected(False)[0], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_the_team_under_a_race_detector(tmp_path: Path) -> None:
+    """Workers that give up after a millisecond, so that ending and beginning meet often."""
+    sources = [HERE / "teamstress.c", paths.runtime() / "threads.c"]
+    built = subprocess.run(
+        [find_cc(), "-g", "-O1", "-fsanitize=thread", "-DFAGEN_IDLE_MICROSECONDS=1000",
+         f"-I{paths.runtime()}", f"-I{paths.templates() / 'device'}", *map(str, sources), "-o",
+         str(tmp_path / "stress"), "-lpthread"], capture_output=True, text=True)
+    if "cannot find" in built.stderr:
+        pytest.skip("this compiler has no ThreadSanitizer")
+    assert built.returncode == 0, built.stderr
+    done = subprocess.run([str(tmp_path / "stress")], capture_output=True, text=True, timeout=200)
+    if "unexpected memory mapping" in done.stderr:
+        pytest.skip("ThreadSanitizer does not run on this kernel")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "right\n"
+
+
+FEW_THREADS = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
+int pthread_create(pthread_t *t, const pthread_attr_t *a, void *(*run)(void *), void *arg) {
+  static int made;
+  int (*real)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
+  *(void **)&real = dlsym(RTLD_NEXT, "pthread_create");
+  return ++made > 1 ? EAGAIN : real(t, a, run, arg);
+}
+"""
+
+
+def test_threads_that_cannot_be_made_are_done_without(
+    library: Library, tmp_path: Path
+) -> None:
+    (tmp_path / "few.c").write_text(FEW_THREADS)
+    subprocess.run([find_cc(), "-shared", "-fPIC", str(tmp_path / "few.c"), "-o",
+                    str(tmp_path / "few.so"), "-ldl"], check=True)
+    code = (
+        "import os\nfrom tests.unit.test_link import Call, Library\n"
+        f"library, call = Library.load({str(library.path)!r}), Call(1, 8, 2, 6, 6, 8)\n"
+        "for _ in range(3):\n"
+        "    assert call.run(library, 0, threads=5) == 0\n"
+        "assert len(os.listdir('/proc/self/task')) == 2\n"
+        "assert max(abs(x - y) for x, y in zip(call.arrays['o'], call.expected(False)[0])) < 1e-5\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=HERE.parents[1], timeout=60, text=True,
+                          capture_output=True,
+                          env={**os.environ, "LD_PRELOAD": str(tmp_path / "few.so")})
+    assert done.returncode == 0, done.stderr
 
 
 # --- the table -------------------------------------------------------------------------------
