@@ -205,7 +205,8 @@ class TestReproduce:
         assert "--gpu none" in command
 
 
-def test_the_worker_dies_with_its_parent_even_in_a_kernel_that_hangs(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_the_worker_dies_with_its_parent_even_in_a_kernel_that_hangs(tmp_path, number):
     code = """
 import sys
 from pathlib import Path
@@ -215,24 +216,25 @@ from fagen.pool import Pool
 from tests.faults.family import candidate, renderer
 folder = Path(sys.argv[1])
 (folder / "t").mkdir()
-pool = Pool(Builder(Cache(folder / "cache")), renderer(folder / "t"), "cpu", jobs=1,
-            scratch=folder / "scratch")
-pool.build(candidate(host().target, fault="hang"))
-pool._worker.start()
-print(pool.worker_pid, flush=True)
-pool.verify(candidate(host().target, fault="hang"))
+with Pool(Builder(Cache(folder / "cache")), renderer(folder / "t"), "cpu", jobs=1,
+          scratch=folder / "scratch") as pool:
+    pool.build(candidate(host().target, fault="hang"))
+    pool._worker.start()
+    print(pool.worker_pid, flush=True)
+    pool.verify(candidate(host().target, fault="hang"))
 """
     environment = {**os.environ, "FAGEN_CACHE_DIR": str(tmp_path / "cache")}
     parent = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True,
-        env=environment,
+        env=environment, stderr=subprocess.DEVNULL,
     )
     worker = int(parent.stdout.readline())
     assert alive(worker)
     before = cpu_ticks(worker)
     assert eventually(lambda: cpu_ticks(worker) > before + 50, 30)  # it spins
-    parent.kill()
-    parent.communicate()
+    parent.send_signal(number)
+    parent.communicate(timeout=20)
+    assert parent.returncode == -number
     assert eventually(lambda: not alive(worker))
 
 
