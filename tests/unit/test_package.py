@@ -526,6 +526,62 @@ def test_drop_in_with_dropout_is_torchs(package: Any) -> None:
         package.scaled_dot_product_attention(*tensors(h=3))
 
 
+def test_replacing_torchs_function(package: Any) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.MultiheadAttention(16, 2, batch_first=True, bias=False)
+    x = torch.randn(2, 7, 16)
+    causal = torch.nn.Transformer.generate_square_subsequent_mask(7)
+
+    def run() -> list[Tensor]:
+        return [layer(x, x, x, need_weights=False)[0],
+                layer(x, x, x, need_weights=False, is_causal=True, attn_mask=causal)[0],
+                layer(x, x, x, need_weights=False, key_padding_mask=torch.zeros(2, 7).bool())[0]]
+
+    theirs = F.scaled_dot_product_attention
+    expected = run()
+    before = sum(package.fell_back().values()), package.fell_back().get("attn_mask is given", 0)
+    with package.replacing_sdpa():
+        assert F.scaled_dot_product_attention is package.scaled_dot_product_attention
+        found = run()
+        with pytest.raises(ZeroDivisionError), package.replacing_sdpa():
+            raise ZeroDivisionError
+    assert F.scaled_dot_product_attention is theirs
+    torch.testing.assert_close(found, expected)
+    after = sum(package.fell_back().values()), package.fell_back()["attn_mask is given"]
+    assert after == (before[0] + 1, before[1] + 1)
+
+
+@pytest.mark.parametrize(("options", "ours"), [
+    ({}, {}),
+    ({"causal": True}, {"causal": True}),
+    ({"window_size": (2, 1), "softmax_scale": 0.2}, {"window": (2, 1), "scale": 0.2}),
+    ({"window_size": (3, -1), "causal": True}, {"window": (3, 0)}),
+    ({"window_size": (-1, 0)}, {"causal": True}),
+    ({"window_size": (9, -1)}, {}),
+])
+def test_flash_attn_func(package: Any, options: dict[str, Any], ours: dict[str, Any]) -> None:
+    given = [x.transpose(1, 2) for x in tensors()]
+    out, lse, nothing = package.flash_attn_func(*given, **options, return_attn_probs=True)
+    expected = package.attention(*given, layout="bshd", return_lse=True, **ours)
+    torch.testing.assert_close((out, lse), expected, atol=0, rtol=0)
+    assert nothing is None
+    torch.testing.assert_close(package.flash_attn_func(*given, **options), out)
+
+
+def test_flash_attn_func_refuses(package: Any) -> None:
+    given = [x.transpose(1, 2) for x in tensors()]
+    for options, says in (({"dropout_p": 0.1}, "dropout_p is 0.1"), ({"softcap": 5.0}, "softcap"),
+                          ({"alibi_slopes": given[0]}, "alibi_slopes is given")):
+        with pytest.raises(package.NoKernel, match=says):
+            package.flash_attn_func(*given, **options)
+    with pytest.raises(ValueError, match="-1 means unbounded"):
+        package.flash_attn_func(*given, window_size=(-2, 0))
+    with pytest.raises(TypeError, match="window_size is 3"):
+        package.flash_attn_func(*given, window_size=3)
+    with pytest.raises(ValueError, match="four dimensions"):
+        package.flash_attn_func(given[0], given[1][0], given[2], window_size=(1, 1))
+
+
 # --- bad input -------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """Attention kernels, tuned and compiled ahead of time. Importing this touches no GPU."""
 
 from .attention import attention, scaled_dot_product_attention
+from .compat import flash_attn_func, replacing_sdpa
 from .errors import AttentionError, BadArgument, BadType, KernelError, NoKernel, PackageError
 from .fallback import fell_back
 from .library import kernels
@@ -15,7 +16,9 @@ __all__ = [
     "PackageError",
     "attention",
     "fell_back",
+    "flash_attn_func",
     "kernels",
     "merge",
+    "replacing_sdpa",
     "scaled_dot_product_attention",
 ]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention as torchs
 
 from . import arguments, fallback
 from .errors import NoKernel
@@ -185,7 +186,7 @@ def _torch(
 ) -> tuple[Tensor, Tensor]:
     """torch's own attention, counted."""
     fallback.count(reason)
-    out = torch.nn.functional.scaled_dot_product_attention(
+    out = torchs(
         q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )
     return out, out

@@ -6,8 +6,8 @@ import math
 from collections import Counter
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention as torchs
 
 from . import launch
 from .errors import NoKernel
@@ -72,7 +72,7 @@ def textbook(
         pattern == Pattern(right=0) and q.shape[2] == k.shape[2]
     )
     if not with_lse and (is_causal or pattern == Pattern()):
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, scale=scale)
+        out = torchs(q, k, v, is_causal=is_causal, scale=scale)
         return out, out.new_empty(0)
     exact = torch.promote_types(q.dtype, torch.float32)
     keep = mask(pattern, q.shape[2], k.shape[2], q.device)
