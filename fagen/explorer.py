@@ -22,7 +22,7 @@ from fagen.journal import Proposal, Study
 from fagen.model import Candidate
 from fagen.surrogate import coordinates, most_promising
 
-_ASKS = 20  # of the sampler for one new legal point, before a point is drawn instead
+_ASKS = 8  # of the sampler for one new legal point, before a point is drawn instead
 _MODEL_FROM = 8  # points timed before the model is worth asking
 _MODEL_OF = 120  # of the fastest points the model is made
 _MODEL_OVER = 1000  # legal points, drawn anew each time where there are more
