@@ -10,6 +10,7 @@ import importlib
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -708,6 +709,15 @@ def test_import_is_light(folder: Path) -> None:
 
 def copy_of(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder, tmp_path / folder.name))
+
+
+def test_the_page_about_packages(folder: Path) -> None:
+    """Its Python runs, with the name changed."""
+    page = Path(__file__).parents[2] / "docs" / "package.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    done = in_a_child(folder, block.replace("my_attention", NAME))
+    assert done.returncode == 0, done.stderr
+    assert "no kernel of this package serves fwd-fp16-d8-dense" in done.stdout
 
 
 def test_run_as_a_program(folder: Path) -> None:
