@@ -128,6 +128,7 @@ class Builds:
     def _child(self, candidate: Candidate, answer: Connection) -> None:
         os.setsid()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _let_go(answer.fileno())
         with contextlib.suppress(BrokenPipeError):  # the parent is gone
             try:
                 answer.send(self._build(candidate))
@@ -162,6 +163,17 @@ class Builds:
         running.process.join()
         running.answer.close()
         self._done[candidate] = _settled(result)
+
+
+def _let_go(kept: int) -> None:
+    """Give up what the parent has open: its locks, and the pipe whose end tells its worker that it
+    is gone. The descriptors stay taken, so that no object of the parent can close a new file."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) != kept:
+            with contextlib.suppress(OSError):  # the listing's own descriptor is gone by now
+                os.fstat(int(name))
+                os.dup2(nothing, int(name), inheritable=False)
 
 
 def _settled(result: Built | FagenError) -> Built | Failure | FagenError:

@@ -15,11 +15,12 @@ from typing import IO
 from fagen.errors import RunError, SetupError
 
 WAIT_SECONDS = 600.0
-_TICK = 0.1
+_TICK = 0.02
 
 
 class DeviceLock:
-    """A file lock. The kernel gives it back when its holder dies, however it dies."""
+    """A file lock, which the kernel gives back when its holder dies, however it dies. Who waits
+    stands in a turnstile, so that a process that measures over and over lets others have a turn."""
 
     def __init__(
         self, folder: Path, device: str, wait: float = WAIT_SECONDS,
@@ -30,44 +31,63 @@ class DeviceLock:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        with self._open() as file:
+        with self._open(self.path) as file:
             self._acquire(file)
-            self._sign(file, f"process {os.getpid()} ({' '.join(sys.argv)[:200]})")
+            _sign(file, f"process {os.getpid()} ({' '.join(sys.argv)[:200]})")
             try:
                 yield
             finally:
-                self._sign(file, "")
+                _sign(file, "")
+                _release(file)
 
-    def _open(self) -> IO[bytes]:
+    def _open(self, path: Path) -> IO[bytes]:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            return self.path.open("a+b", buffering=0)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("a+b", buffering=0)
         except OSError as error:
             raise SetupError(
-                f"the lock {self.path} cannot be opened: {error.strerror}",
+                f"the lock {path} cannot be opened: {error.strerror}",
                 "free some space, or choose another folder with FAGEN_CACHE_DIR",
             ) from error
 
-    def _sign(self, file: IO[bytes], text: str) -> None:
-        """Say who holds it. The lock itself needs no bytes, so a full disk is no obstacle."""
-        with contextlib.suppress(OSError):
-            file.truncate(0)
-            file.write(text.encode())
-
     def _acquire(self, file: IO[bytes]) -> None:
         deadline, told = time.monotonic() + self.wait, False
-        while True:
-            try:
-                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().decode(errors="replace") or "another process"
-            if time.monotonic() > deadline:
-                raise RunError(
-                    f"{self.device} is in use by {holder}: waited {self.wait:g} s",
-                    "two measurements at once would spoil each other; let the other one finish",
-                )
-            if not told:
-                self.on_wait(f"{self.device} is in use by {holder}; waiting")
-                told = True
-            time.sleep(_TICK)
+        with self._open(self.path.with_suffix(".next")) as turnstile:
+            for step in (turnstile, file):
+                while not _taken(step):
+                    holder = _signature(file)
+                    if time.monotonic() > deadline:
+                        raise RunError(
+                            f"{self.device} is in use by {holder}: waited {self.wait:g} s",
+                            "two measurements at once would spoil each other; let it finish",
+                        )
+                    if not told:
+                        self.on_wait(f"{self.device} is in use by {holder}; waiting")
+                        told = True
+                    time.sleep(_TICK)
+            _release(turnstile)
+
+
+def _taken(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _release(file: IO[bytes]) -> None:
+    """Closing would not do while a forked child still has the same file open."""
+    fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _sign(file: IO[bytes], text: str) -> None:
+    """Say who holds it. The lock itself needs no bytes, so a full disk is no obstacle."""
+    with contextlib.suppress(OSError):
+        file.truncate(0)
+        file.write(text.encode())
+
+
+def _signature(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace") or "another process"

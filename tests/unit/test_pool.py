@@ -99,6 +99,17 @@ class TestBuilds:
         assert isinstance(outcome, Failure)
         assert "the build process died (-9)" in outcome.reason
 
+    def test_a_build_child_holds_nothing_of_its_parent(self, builds, tmp_path):
+        with DeviceLock(tmp_path, "cpu").held():
+            builds.add(candidate(V3, fault="compile_hang"))
+            [running] = builds._running.values()
+            files = Path(f"/proc/{running.process.pid}/fd")
+            assert eventually(lambda: compiling(running.process.pid))
+            opened = {os.readlink(file) for file in files.iterdir()}
+            assert not [name for name in opened if name.endswith(".lock")]
+        with DeviceLock(tmp_path, "cpu", wait=0).held():
+            pass
+
     def test_a_missing_compiler_is_not_the_candidates_fault(self, builds, monkeypatch):
         def build(c):
             raise SetupError("no compiler", "install one")
@@ -158,6 +169,38 @@ class TestLock:
     def test_two_devices_do_not_meet(self, tmp_path):
         with DeviceLock(tmp_path, "GPU-1").held(), DeviceLock(tmp_path, "GPU-2", wait=0).held():
             pass
+
+    def test_who_measures_over_and_over_lets_others_have_a_turn(self, tmp_path):
+        code = (
+            "import sys, time; from pathlib import Path; from fagen.lock import DeviceLock\n"
+            f"lock = DeviceLock(Path({str(tmp_path)!r}), 'cpu')\n"
+            "while True:\n"
+            "    with lock.held():\n"
+            "        print('turn', flush=True); time.sleep(0.2)\n"
+        )
+        other = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        assert other.stdout.readline() == "turn\n"
+        for _ in range(3):
+            with DeviceLock(tmp_path, "cpu", wait=10).held():
+                pass
+        other.kill()
+        turns = other.communicate()[0].count("turn")
+        assert turns <= 4  # one between two of ours, and one before the first
+
+    def test_a_forked_child_does_not_keep_it(self, tmp_path):
+        with DeviceLock(tmp_path, "cpu").held():
+            child = os.fork()
+            if child == 0:
+                time.sleep(60)
+                os._exit(0)
+        try:
+            with DeviceLock(tmp_path, "cpu", wait=0).held():
+                pass
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
 
     def test_a_killed_holder_gives_it_back(self, tmp_path):
         code = (
