@@ -2,7 +2,8 @@
 
 The samples of one lap were taken in turns, so sample r of every finalist saw the same clocks and
 the same neighbours: differences are taken round by round. A finalist ties with the fastest unless
-it is slower beyond doubt; among ties the winner is chosen by what does not change from run to run.
+it is slower beyond doubt. The winner is chosen by what does not change from run to run, among those
+that look equally fast: a smaller set than the ties, so that another run's winner is a tie here.
 """
 
 from __future__ import annotations
@@ -77,13 +78,13 @@ def ties(gap: Gap) -> bool:
 def rank(
     samples: Mapping[K, Sequence[float]], preference: Mapping[K, Any]
 ) -> list[Standing[K]]:
-    """The winner first, then by distance from it. ``preference`` decides among ties, least first;
+    """The winner first, then by distance from it. ``preference`` decides among equals, least first;
     it must differ for every key and not depend on anything measured."""
     fastest = _fastest(samples, preference)
-    tied = {k for k in samples if ties(gap(samples[fastest], samples[k]))}
-    winner = min(tied, key=lambda k: preference[k])
+    behind = {k: gap(samples[fastest], samples[k]) for k in samples}
+    winner = min((k for k in samples if behind[k].slower <= MARGIN), key=lambda k: preference[k])
     standings = [
-        Standing(k, median(samples[k]), gap(samples[winner], samples[k]), k in tied)
+        Standing(k, median(samples[k]), gap(samples[winner], samples[k]), ties(behind[k]))
         for k in samples
     ]
     return sorted(standings, key=lambda s: (s.key != winner, s.gap.slower, preference[s.key]))
