@@ -38,7 +38,7 @@ struct TileMask<Pattern, WIDTH, KEYS> {
     }
   }
 
-  // The keys end where the sequence or the last row's run does, so `count` needs no test.
+  // A tile ends early only where the last row's run does, so the count needs no test.
   void set_keys(const Pattern &, int first, int) { k0 = first; }
 
   bool keeps(int n, int r) const { return begin[r] <= k0 + n && k0 + n < end[r]; }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import math
 import random
 import zlib
@@ -15,7 +17,7 @@ torch = pytest.importorskip("torch")
 from fagen.families.base import Space  # noqa: E402
 from fagen.families.cpu import CPU  # noqa: E402
 from fagen.model import Candidate, Problem, Target, Workload  # noqa: E402
-from tests.cpu.harness import TORCH_DTYPE, Harness, default  # noqa: E402
+from tests.cpu.harness import TORCH_DTYPE, Harness, default, make_params  # noqa: E402
 
 GUARD = 64  # elements on either side of every output that must stay as they were
 Tensors = dict[str, "torch.Tensor"]
@@ -36,6 +38,7 @@ pytestmark = pytest.mark.skipif(not TARGETS, reason="this CPU has no AVX2")
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(20)
+    torch.set_num_threads(1)  # small tensors: more threads would mostly wait for each other
 
 
 @pytest.fixture(scope="session")
@@ -271,6 +274,16 @@ def test_a_row_of_minus_infinity_is_zero(harness: Harness, target: str, slug: st
     assert got["lse"][0, 0, :20].isneginf().all()
     assert got["o"][0, 0, 20:].isfinite().all()
     torch.testing.assert_close(got["o"][0, 0, 20], x["v"][0, 0, 20])
+
+
+def test_no_memory_is_an_error_code(harness: Harness) -> None:
+    """The backward asks for fp32 dq before it touches any tensor: 128 TB are not to be had."""
+    candidate = default("bwd-fp32-d256-dense", LEAST)
+    x = make_inputs(candidate.problem, Sizes(1, 1, 1, 1, 1))
+    tensors = {**x, "o": x["v"], "dq": x["q"], "dk": x["k"], "dv": x["v"]}
+    params = make_params(tensors, torch.zeros(1, 1, 1), 1.0, None)
+    params.batch, params.heads, params.kv_heads, params.seqlen_q = 1, 64, 1, 2**31 - 1
+    assert harness.team.call(harness.compile(candidate), ctypes.byref(params), 1) == errno.ENOMEM
 
 
 @pytest.mark.parametrize("op", ["fwd", "bwd"])
