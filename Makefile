@@ -49,7 +49,8 @@ demo: $(STAMP)
 	$(DEMO_ENV) $(PY) bench/demo.py
 
 test: check
-	$(PY) -m pytest --complete
+	$(PY) -m pytest --complete tests/unit tests/conformance tests/faults tests/gpu
+	$(PY) -m pytest --complete -n auto --dist loadfile tests/compile
 
 check: $(STAMP)
 	$(PY) -m ruff check .
@@ -60,7 +61,7 @@ test-gpu: $(STAMP)
 	$(PY) -m pytest --complete tests/gpu
 
 compile-all: $(STAMP)
-	$(PY) -m pytest --complete tests/compile
+	$(PY) -m pytest --complete -n auto --dist loadfile tests/compile
 
 snapshots: $(STAMP)
 	$(PY) -m pytest -q tests/unit/test_snapshots.py --update-snapshots
