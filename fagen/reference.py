@@ -25,7 +25,7 @@ _CHUNK_ELEMENTS = 1 << 24  # scores held at once
 _EPS = 2.0**-23
 
 Group = tuple[int, int]  # batch, key/value head
-Bound = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
+Bound = Callable[..., tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,9 @@ class Solver:
             o, lse, largest = self.forward(group, EXACT)
             plain_o, plain_lse, _ = self.forward(group, rounding)
             bound = self._bounds(largest)
-            return {"o": bound(o, plain_o, v_max), "lse": bound(lse, plain_lse, 1.0)}
+            return {
+                "o": bound(o, plain_o, v_max), "lse": bound(lse, plain_lse, 1.0, torch.float32),
+            }
         o, lse, largest = self.exact.pop(group)
         want = self._gradients(group, o, lse, EXACT)
         got = self._gradients(group, self.slice("o", group), self.slice("lse", group), rounding)
@@ -217,12 +219,14 @@ class Solver:
     def _bounds(self, largest_score: float) -> Bound:
         """fp32 holds a score of size s to about s * eps, so its exponential to that share."""
         fp32 = _EPS * (32 + 4 * largest_score)
-        half_step = torch.finfo(self.storage).eps / 4
 
-        def bound(want: Tensor, plain: Tensor, magnitude: float) -> tuple[Tensor, Tensor]:
+        def bound(
+            want: Tensor, plain: Tensor, magnitude: float, stored: torch.dtype = self.storage
+        ) -> tuple[Tensor, Tensor]:
             error = difference(plain.to(want.dtype), want, "").nan_to_num(0, posinf=0)
             size = want.abs().nan_to_num(0, posinf=0, neginf=0)
-            return want, 2 * tiles(error) + fp32 * magnitude + half_step * tiles(size)
+            quarter_step = torch.finfo(stored).eps / 4
+            return want, 2 * tiles(error) + fp32 * magnitude + quarter_step * tiles(size)
 
         return bound
 

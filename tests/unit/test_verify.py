@@ -153,6 +153,11 @@ def test_small_late_rows_are_not_hidden_by_large_early_ones(check):
         check("fwd-bf16-d16-causal", case, spoil)
 
 
+def test_the_log_sum_exp_is_held_to_fp32_whatever_the_tensors_are(check):
+    with pytest.raises(WrongResult, match="lse is wrong"):
+        check("fwd-bf16-d16-causal", CASE, spoiled("lse", (1, 2, 60), lambda x: x + 1e-3))
+
+
 def test_a_masked_row_that_is_not_zero_is_seen(check):
     case = Case(Workload(1, 1, 1, 80, 16))
     assert check("fwd-bf16-d16-causal", case).error <= 1
