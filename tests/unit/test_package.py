@@ -204,6 +204,23 @@ def test_expanded_tensors(package: Any) -> None:
     close(leaf.grad, grad.double())
 
 
+@pytest.mark.parametrize(("shape", "where", "copied"), [
+    ((2, 4, 7, 64), (256, 1792, 448, 64), False),
+    ((2, 4, 7, 64), (256, 1792, 64, 256), False),
+    ((1, 1, 7, 64), (256, 3, 5, 64), False),  # a stride that is never used
+    ((1, 4, 7, 64), (256, 0, 448, 64), False),
+    ((2, 4, 7, 64), (256, 0, 448, 64), True),  # expanded
+    ((2, 4, 7, 64), (264, 1792, 448, 64), True),
+    ((2, 4, 7, 64), (256, 1792, 448, 68), True),
+    ((2, 4, 7, 64), (256, 1796, 448, 64), True),
+])
+def test_what_cuda_kernels_cannot_read_is_copied(
+    package: Any, shape: tuple[int, ...], where: tuple[int, ...], copied: bool
+) -> None:
+    launch = sys.modules[f"{NAME}.launch"]
+    assert launch.crooked(torch.Size(shape), where, 2) is copied
+
+
 @pytest.mark.parametrize("sizes", [{"b": 0}, {"sq": 0}, {"sk": 0}, {"h": 0, "hk": 0}])
 def test_nothing_in_nothing_out(package: Any, sizes: dict[str, int]) -> None:
     given = tensors(**sizes, grad=True)

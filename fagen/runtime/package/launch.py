@@ -101,19 +101,21 @@ def _view(tensor: Tensor) -> View:
 def _read(tensor: Tensor) -> tuple[Tensor, View]:
     """The tensor itself wherever a kernel can read it, else a copy; and where it is."""
     batch, head, row, dim = tensor.stride()
-    address = tensor.data_ptr()
-    if dim == 1 and not (tensor.is_cuda and _crooked(tensor, address)):
-        return tensor, (address, batch, head, row)
+    where = tensor.data_ptr(), batch, head, row
+    if dim == 1 and not (tensor.is_cuda and crooked(tensor.shape, where, tensor.element_size())):
+        return tensor, where
     copy = tensor.clone(memory_format=torch.contiguous_format)
     return copy, _view(copy)
 
 
-def _crooked(tensor: Tensor, address: int) -> bool:
+def crooked(shape: torch.Size, where: View, item: int) -> bool:
     """Not aligned, or expanded: a stride of 0 is nothing that a tensor map can say."""
-    item = tensor.element_size()
-    return bool(address % _ALIGNMENT) or any(
+    address, batch, head, row = where
+    if batch and head and row and not (address | (batch | head | row) * item) % _ALIGNMENT:
+        return False
+    return address % _ALIGNMENT != 0 or any(
         size > 1 and (stride == 0 or stride * item % _ALIGNMENT)
-        for size, stride in zip(tensor.shape[:3], tensor.stride()[:3], strict=True)
+        for size, stride in zip(shape[:3], where[1:], strict=True)
     )
 
 
