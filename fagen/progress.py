@@ -94,4 +94,7 @@ def news(event: Event) -> str:
     shown = event.candidate if event.kind == "done" else event.best
     if shown is not None:
         text += f" {shown.family.name}({shown.family.show(shown.config)})"
-    return text + (f", {event.failures} failed" if event.failures else "")
+    text += f", {event.failures} failed" if event.failures else ""
+    if event.disturbed:
+        text += f", {event.disturbed} rounds thrown away: something else used the device"
+    return text

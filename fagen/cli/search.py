@@ -93,19 +93,15 @@ def tune(
     chosen = [opt.families(job.problem, wanted, family) for job in todo]
 
     from fagen.progress import Reporter
-    from fagen.search import journal_path
     from fagen.search import tune as search
 
     journals, store = paths.data() / "journals", session.store(tuned)
     found: list[Entry] = []
     with session.pool(device, jobs) as pool, Reporter(quiet) as report:
         for job, usable in zip(todo, chosen, strict=True):
-            if fresh:
-                journal_path(
-                    journals, job.problem, job.workloads, wanted, usable, pool.renderer
-                ).unlink(missing_ok=True)
             found.append(search(
-                job.problem, job.workloads, wanted, usable, pool, store, journals, budget, report
+                job.problem, job.workloads, wanted, usable, pool, store, journals, budget, report,
+                fresh=fresh, driver=device.driver,
             ))
     if as_json:
         print_json(entries=found, written=sorted({store.path_for(entry) for entry in found}))

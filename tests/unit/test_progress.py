@@ -62,3 +62,8 @@ def test_what_was_known_before_is_said() -> None:
 def test_no_color_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     assert Reporter().console.no_color
+
+
+def test_rounds_under_other_load_are_told() -> None:
+    text = shown(event("start", 0), event("heat", 1, 80.0, disturbed=5))
+    assert "5 rounds thrown away: something else used the device" in text
