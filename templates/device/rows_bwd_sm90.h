@@ -223,8 +223,8 @@ FAGEN_DEVICE void consume_rows(const fagen_params &p, uint32_t shared, int w, co
   stage_output<KTile, D>(consumer.k_rows(), dk, p.scale);
   fence_async_shared();
   named_sync(OUTPUT + w, 128);
+  const KeyBlock block = key_block(p);
   if (threadIdx.x % 128 == 0) {
-    const KeyBlock block = key_block(p);
     send_output<VTile>(dv_map, consumer.v_rows(), block.n * BLOCK_N + 64 * w, block);
     send_output<KTile>(dk_map, consumer.k_rows(), block.n * BLOCK_N + 64 * w, block);
     bulk_commit();

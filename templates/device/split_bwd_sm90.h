@@ -41,8 +41,8 @@ FAGEN_DEVICE void output(const fagen_params &p, uint32_t rows, const float (&d)[
   stage_output<T, N>(rows, d, scale);
   fence_async_shared();
   named_sync(OUTPUT + w, 128);
+  const KeyBlock block = key_block(p);
   if (threadIdx.x % 128 == 0) {
-    const KeyBlock block = key_block(p);
     send_output<T>(map, rows, block.n * BLOCK_N, block);
     bulk_commit();
     bulk_wait_read<0>();

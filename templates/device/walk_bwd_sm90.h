@@ -29,7 +29,8 @@ FAGEN_DEVICE int heads_per_section(const fagen_params &p) {
   return max_of(1, min_of(p.batch * p.kv_heads, static_cast<int>(SECTION_BYTES / head)));
 }
 
-// Read anew wherever it is needed: cheaper than registers held through the main loop.
+// Read anew wherever it is needed: cheaper than registers held through the main loop. All lanes of
+// a warp call it.
 FAGEN_DEVICE KeyBlock key_block(const fagen_params &p) {
   int tile;
   asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(tile));
