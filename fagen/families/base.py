@@ -154,7 +154,8 @@ class Rule:
     holds: Callable[[Candidate], bool]
 
 
-# What patterns a family's kernels serve, if not all.
+# What a family's kernels serve, if not everything: element types, then patterns.
+HALVES = Rule("16-bit elements", lambda c: c.problem.element_bytes == 2)
 BANDS = Rule("the pattern is a band: dense, causal or a window",
              lambda c: isinstance(c.problem.pattern, Band))
 ONE_RUN = Rule("the pattern keeps one run of keys per query: a band, a prefix or blocks on the "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from fagen.families.base import (
+    HALVES,
     ONE_RUN,
     Family,
     Kernel,
@@ -62,6 +63,7 @@ def _forward_plan(c: Candidate) -> Plan:
 
 
 FORWARD_RULES = (
+    HALVES,
     ONE_RUN,
     Rule("each warp owns whole blocks of 16 query rows: block_m is a multiple of 16 warps",
          lambda c: c.config.block_m % (16 * c.config.warps) == 0),

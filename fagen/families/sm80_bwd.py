@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fagen.families.base import ONE_RUN, Plan, Region, Rule, Step, knob, product, symbol
+from fagen.families.base import (
+    HALVES,
+    ONE_RUN,
+    Plan,
+    Region,
+    Rule,
+    Step,
+    knob,
+    product,
+    symbol,
+)
 from fagen.families.sm80_limits import fits_registers, fits_shared, padded
 from fagen.model import Candidate, Problem, Workload
 
@@ -55,6 +65,7 @@ def _deterministic(c: Candidate) -> bool:
 
 
 BACKWARD_RULES = (
+    HALVES,
     ONE_RUN,
     Rule("kv_warps and dq_warps divide warps",
          lambda c: c.config.warps % c.config.kv_warps == 0 == c.config.warps % c.config.dq_warps),

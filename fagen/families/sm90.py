@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from fagen.families.base import (
     BANDS,
+    HALVES,
     Family,
     Kernel,
     Plan,
@@ -100,7 +101,7 @@ def _unequal(pattern: Pattern) -> bool:
 
 FORWARD_RULES = (
     BANDS,
-    Rule("16-bit elements", lambda c: c.problem.dtype in ("bf16", "fp16")),
+    HALVES,
     Rule("Q, the K and V stages and the staged O fit shared memory", _fits),
     Rule(
         "scores, probabilities and output leave a consumer thread 28 registers",

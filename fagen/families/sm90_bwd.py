@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from fagen.families.base import (
     BANDS,
+    HALVES,
     Kernel,
     Plan,
     Region,
@@ -195,7 +196,7 @@ def _bytes_moved(candidate: Candidate, w: Workload) -> int:
 
 _RULES = (
     BANDS,
-    Rule("16-bit inputs", lambda c: c.problem.dtype in ("bf16", "fp16")),
+    HALVES,
     Rule("split roles leave dQ to a warpgroup of its own",
          lambda c: c.config.roles == "rows" or c.config.own_dq),
     Rule("dQ can be cut into 64-row pieces among those who make it",

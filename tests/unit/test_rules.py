@@ -123,3 +123,13 @@ def test_unknown_names_are_refused() -> None:
         parse_config(config, {knob.name: "many"})
     with pytest.raises(UsageError, match="has no sideways"):
         FAMILIES[0].kernel("sideways")
+
+
+@pytest.mark.parametrize("family", ["sm80", "sm90"])
+@pytest.mark.parametrize("op", ["fwd", "bwd"])
+def test_gpu_families_refuse_fp32_in_a_sentence(family: str, op: str) -> None:
+    wanted = family_named(family)
+    broken = wanted.broken_rules(
+        wanted.default(Problem.parse(f"{op}-fp32-d64"), Target.known("h200"))
+    )
+    assert "16-bit elements" in [rule.says for rule in broken]
