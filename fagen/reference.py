@@ -122,11 +122,12 @@ def backward(
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     largest = 0.0
     for rows in row_chunks(q.shape[0], q.shape[1], k.shape[0]):
-        p = probabilities(scores(q, k, mask, rows, scale), lse[:, rows])
+        # Rounded before dS is made from it: not every kernel can hold it in fp32 until then.
+        p = math_.rounded(probabilities(scores(q, k, mask, rows, scale), lse[:, rows]))
         dp = dout[:, rows] @ v.mT
         # A dropped score has no gradient, whatever its dP.
         ds = (p * (dp - delta[:, rows, None])).masked_fill(mask.drops(rows), 0)
-        p, ds = math_.rounded(p), math_.rounded(ds)
+        ds = math_.rounded(ds)
         dq[:, rows] = ds @ k * scale
         dk += (ds.mT @ q[:, rows]).sum(0) * scale
         dv += (p.mT @ dout[:, rows]).sum(0)
