@@ -19,7 +19,7 @@ from fagen.families.cpu import CPU  # noqa: E402
 from fagen.model import Candidate, Problem, Target, Workload  # noqa: E402
 from tests.cpu.harness import TORCH_DTYPE, Harness, default, make_params  # noqa: E402
 
-GUARD = 64  # elements on either side of every output that must stay as they were
+GUARD = 64  # elements on either side of every tensor, which must stay as they are
 Tensors = dict[str, "torch.Tensor"]
 
 
@@ -54,21 +54,23 @@ class Sizes:
     seqlen_q: int = 77
     seqlen_kv: int = 131
     packed: bool = True  # [batch, head, row, dim]; else a view of [batch, row, head, dim]
+    gap: int = 0  # elements between two rows
 
 
-def _random(shape: tuple[int, ...], dtype: torch.dtype, packed: bool, fill: str) -> torch.Tensor:
-    """A tensor whose rows are not contiguous unless packed; outputs are poisoned with NaN."""
+def _tensor(shape: tuple[int, ...], dtype: torch.dtype, n: Sizes, normal: bool) -> torch.Tensor:
+    """Rows of normal numbers, or of NaN; NaN everywhere around and between them."""
     b, h, s, d = shape
-    raw = torch.full((2 * GUARD + b * h * s * d,), math.nan, dtype=dtype)
-    flat = raw[GUARD:GUARD + b * h * s * d]
-    if fill == "normal":
-        flat.copy_(torch.randn(flat.shape))
-    return flat.view(b, h, s, d) if packed else flat.view(b, s, h, d).transpose(1, 2)
+    size = b * h * s * (d + n.gap)
+    flat = torch.full((2 * GUARD + size,), math.nan, dtype=dtype)[GUARD:GUARD + size]
+    rows = (flat.view(b, h, s, d + n.gap) if n.packed
+            else flat.view(b, s, h, d + n.gap).transpose(1, 2))[..., :d]
+    return rows.copy_(torch.randn(shape)) if normal else rows
 
 
-def _guards_untouched(t: torch.Tensor) -> bool:
-    raw = torch.empty(0, dtype=t.dtype).set_(t.untyped_storage())
-    return bool(raw[:GUARD].isnan().all() and raw[-GUARD:].isnan().all())
+def _around_untouched(t: torch.Tensor) -> bool:
+    raw = torch.empty(0, dtype=t.dtype).set_(t.untyped_storage()).clone()
+    raw.as_strided(t.shape, t.stride(), t.storage_offset()).fill_(math.nan)
+    return bool(raw.isnan().all())
 
 
 def make_inputs(problem: Problem, n: Sizes) -> Tensors:
@@ -77,7 +79,7 @@ def make_inputs(problem: Problem, n: Sizes) -> Tensors:
     kv = (n.batch, n.kv_heads, n.seqlen_kv)
     d, dv = problem.head_dim, problem.head_dim_v
     shapes = {"q": (*q, d), "k": (*kv, d), "v": (*kv, dv), "dout": (*q, dv)}
-    return {name: _random(shape, dtype, n.packed, "normal") for name, shape in shapes.items()}
+    return {name: _tensor(shape, dtype, n, True) for name, shape in shapes.items()}
 
 
 def reference(problem: Problem, x: Tensors, scale: float, dlse: torch.Tensor | None,
@@ -106,16 +108,16 @@ def run(harness: Harness, fwd: Candidate, bwd: Candidate | None, x: Tensors, n: 
         scale: float, dlse: torch.Tensor | None = None, threads: int = 2) -> Tensors:
     """What the kernels compute, into poisoned and guarded outputs."""
     p, dtype = fwd.problem, x["q"].dtype
-    o = _random((n.batch, n.heads, n.seqlen_q, p.head_dim_v), dtype, n.packed, "nan")
-    lse = _random((n.batch, n.heads, n.seqlen_q, 1), torch.float32, True, "nan")
+    o = _tensor((n.batch, n.heads, n.seqlen_q, p.head_dim_v), dtype, n, False)
+    lse = _tensor((n.batch, n.heads, n.seqlen_q, 1), torch.float32, Sizes(), False)
     out = {"o": o, "lse": lse}
     harness.call(fwd, {**{name: x[name] for name in "qkv"}, "o": o}, lse, scale, threads=threads)
     if bwd is not None:
         shapes = {f"d{name}": tuple(x[name].shape) for name in "qkv"}
-        grads = {name: _random(shape, dtype, n.packed, "nan") for name, shape in shapes.items()}
+        grads = {name: _tensor(shape, dtype, n, False) for name, shape in shapes.items()}
         harness.call(bwd, {**x, "o": o, **grads}, lse, scale, dlse, threads)
         out.update(grads)
-    assert all(_guards_untouched(t) for t in out.values())
+    assert all(_around_untouched(t) for t in out.values())
     return {**out, "lse": lse[..., 0]}
 
 
@@ -154,7 +156,7 @@ AWKWARD = (
     Sizes(2, 6, 3, 200, 65, packed=False),
     Sizes(1, 1, 1, 1, 1),
     Sizes(1, 1, 1, 300, 3),  # causal: most rows keep nothing
-    Sizes(1, 4, 1, 5, 517, packed=False),
+    Sizes(1, 4, 1, 5, 517, packed=False, gap=3),
 )
 CASES = (
     ("fp32-d64-dense", BEST), ("fp32-d40x24-window20x3", BEST), ("fp32-d128-causal", BEST),
