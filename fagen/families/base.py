@@ -158,8 +158,6 @@ class Rule:
 HALVES = Rule("16-bit elements", lambda c: c.problem.element_bytes == 2)
 BANDS = Rule("the pattern is a band: dense, causal or a window",
              lambda c: isinstance(c.problem.pattern, Band))
-ONE_RUN = Rule("the pattern keeps one run of keys per query: a band, a prefix or blocks on the "
-               "diagonal", lambda c: c.problem.pattern.interval)
 
 
 @dataclass(frozen=True)

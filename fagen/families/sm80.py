@@ -8,7 +8,6 @@ from typing import TypeVar
 
 from fagen.families.base import (
     HALVES,
-    ONE_RUN,
     Family,
     Kernel,
     Plan,
@@ -64,7 +63,6 @@ def _forward_plan(c: Candidate) -> Plan:
 
 FORWARD_RULES = (
     HALVES,
-    ONE_RUN,
     Rule("each warp owns whole blocks of 16 query rows: block_m is a multiple of 16 warps",
          lambda c: c.config.block_m % (16 * c.config.warps) == 0),
     Rule("the tiles fit the target's shared memory, min_ctas times per SM",
@@ -78,7 +76,9 @@ FORWARD_RULES = (
 def preferred_forward(problem: Problem) -> tuple[Forward, ...]:
     """The largest tiles first: wide heads need their registers for the output."""
     width = max(padded(problem.head_dim), padded(problem.head_dim_v))
-    if width <= 64:
+    if not problem.pattern.interval:  # tiles as small as sparse blocks, and room for the walk
+        tiles = [(64, 64, 4), (64, 32, 4), (64, 16, 4)]
+    elif width <= 64:
         tiles = [(128, 96, 4), (128, 64, 4)]
     elif width <= 128:
         tiles = [(128, 64, 4), (128, 48, 4), (128, 32, 4)]

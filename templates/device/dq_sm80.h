@@ -24,15 +24,14 @@ __device__ __forceinline__ void row_gradient(const float (&s)[DQ_TILES][4],
                                              int key, const Pattern &pattern, float scale, int q0) {
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    const Range kept = pattern.row(q0 + row + 8 * h);
-    const int begin = kept.begin - key, end = kept.end - key;
+    const RowMask<Pattern> kept(pattern, q0 + row + 8 * h, key);
     const float lse = stats[row + 8 * h], delta = stats[BLOCK_M + row + 8 * h];
 #pragma unroll
     for (int j = 0; j < DQ_TILES; ++j)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const bool keep = 8 * j + i >= begin && 8 * j + i < end;
-        const float p = exp2_approx(keep ? fmaf(s[j][2 * h + i], scale, -lse) : NEG_INF);
+        const float exponent = fmaf(s[j][2 * h + i], scale, -lse);
+        const float p = exp2_approx(kept.keeps(8 * j + i) ? exponent : NEG_INF);
         dp[j][2 * h + i] = p * (dp[j][2 * h + i] - delta);
       }
   }
@@ -43,7 +42,7 @@ __device__ __forceinline__ void dq_pass(const fagen_params &p, uint32_t q_tile) 
                  v_tile = k_tile + DQ_K_BYTES;
   const Rows in(p);
   const Pattern pattern(Lengths{p.seqlen_q, p.seqlen_kv});
-  const Range keys = pattern.keys(in.q0, in.q1);
+  KeyWalk<Pattern, DQ_KEYS, 0> walk(pattern, in.q0, in.q1);
   const float scale = exponent_scale(p.scale);
 
   TileCopy<BLOCK_M, HEAD_DIM, DQ_THREADS>::load(
@@ -55,7 +54,8 @@ __device__ __forceinline__ void dq_pass(const fagen_params &p, uint32_t q_tile) 
 
   float dq[1][2 * STEPS][4];
   clear(dq);
-  for (int k0 = keys.begin / DQ_KEYS * DQ_KEYS; k0 < keys.end; k0 += DQ_KEYS) {
+  for (; walk.more(); walk.advance()) {
+    const int k0 = walk.key();
     __syncthreads();  // every warp is done with the keys before
     TileCopy<DQ_KEYS, HEAD_DIM, DQ_THREADS>::load(
         k_tile, head_of(p.k, in.z, in.kv_head) + k0 * p.k.row_stride, p.k.row_stride,

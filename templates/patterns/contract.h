@@ -43,13 +43,15 @@ concept convertible = requires(From from, void (*take)(To)) { take(from); };
 //   keep(q, k)             does (q, k) stay
 //   next_key(q0, q1, k)    the first key from k on that one of the rows keeps, seqlen_kv if none
 //   next_query(k0, k1, q)  the transpose, for the backward, seqlen_q if none
-//   tile(q0, q1, k0, k1)   skip exactly when no element is kept; full only when all are
+//   full(q0, q1, k0, k1)   are all elements kept; may say no where they are
+//   tile(q0, q1, k0, k1)   skip exactly when no element is kept, else full or partial
 template <class P>
 concept TilePattern = requires(const P p, int i) {
   { P::interval } -> convertible<bool>;
   { p.keep(i, i) } -> convertible<bool>;
   { p.next_key(i, i, i) } -> convertible<int>;
   { p.next_query(i, i, i) } -> convertible<int>;
+  { p.full(i, i, i, i) } -> convertible<bool>;
   { p.tile(i, i, i, i) } -> convertible<Tile>;
 };
 
@@ -94,10 +96,14 @@ struct Runs {
     return first_in(self().queries(k0, k1), q, seqlen_q);
   }
 
+  FAGEN_HD bool full(int q0, int q1, int k0, int k1) const {
+    const Range all = self().full_keys(q0, q1);
+    return all.begin <= k0 && k1 <= all.end;
+  }
   FAGEN_HD Tile tile(int q0, int q1, int k0, int k1) const {
-    const Range some = self().keys(q0, q1), all = self().full_keys(q0, q1);
+    const Range some = self().keys(q0, q1);
     if (max_of(some.begin, k0) >= min_of(some.end, k1)) return Tile::skip;
-    return all.begin <= k0 && k1 <= all.end ? Tile::full : Tile::partial;
+    return full(q0, q1, k0, k1) ? Tile::full : Tile::partial;
   }
 
  private:

@@ -34,9 +34,12 @@ struct AnyOf : Parts... {
     return first - shift;
   }
 
+  FAGEN_HD bool full(int q0, int q1, int k0, int k1) const {
+    return (Parts::full(q0 + shift, q1 + shift, k0, k1) || ...);
+  }
   FAGEN_HD Tile tile(int q0, int q1, int k0, int k1) const {
     if (next_key(q0, q1, k0) >= k1) return Tile::skip;
-    return (Parts::full(q0 + shift, q1 + shift, k0, k1) || ...) ? Tile::full : Tile::partial;
+    return full(q0, q1, k0, k1) ? Tile::full : Tile::partial;
   }
 };
 

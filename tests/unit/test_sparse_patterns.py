@@ -289,7 +289,7 @@ def test_families_say_which_patterns_they_do_not_serve(op: str) -> None:
     """Refused in words, never computed wrongly."""
     target = Target.known("h200")
     for slug, families in (("window9", {"sm90", "sm80"}), ("blockdiag16", {"sm80"}),
-                           ("butterfly-b16", set())):
+                           ("butterfly-b16", {"sm80"})):
         problem = Problem.parse(f"{op}-bf16-d64-{slug}")
         assert {family.name for family in families_for(problem, target)} == families
         for family in (SM80, SM90):
