@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 from fagen.budget import Budget
 from fagen.errors import BuildError, FagenError
@@ -70,8 +70,12 @@ class Exploration:
         self._best: tuple[float, str, Candidate | None] = (math.inf, "", None)
         self.defaults = [f.default(problem, target) for f in families]
         spaces = [Space(problem, target, f) for f in families]
+        about = {
+            "problem": str(problem), "target": asdict(target),
+            "workloads": [[str(w), w.weight] for w in workloads],
+        }
         self.lanes = [
-            Lane(s, journal.study(s.family.name, s.knobs(), budget.seed)) for s in spaces
+            Lane(s, journal.study(s.family.name, s.knobs(), budget.seed, about)) for s in spaces
         ]
         self.resumed = sum(map(self._remember, self.lanes))
         self.explorer = Explorer(self.lanes, budget.trials, budget.seed)
@@ -161,10 +165,18 @@ class Exploration:
 
     def _try(self, planned: Planned) -> None:
         candidate = planned.candidate
+        start = time.monotonic()
+        built = self.pool.build(candidate)
+        ready = time.monotonic()
         trial = self._time(candidate, self.budget.short_s)
         close = trial.score is not None and trial.score <= self.best_score() * _NEAR
         if close and self.budget.long_s > self.budget.short_s:
             trial = self._time(candidate, self.budget.long_s)
+        trial = replace(trial, seconds={
+            "compile": 0.0 if isinstance(built, Failure) else round(built.binary.seconds, 3),
+            "wait": round(ready - start, 3),
+            "run": round(time.monotonic() - ready, 3),
+        })
         record = to_record(candidate, self.source_digest(candidate), trial)
         self.explorer.tell(planned, trial.score, record)
         self._keep(candidate, trial)

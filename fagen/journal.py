@@ -26,6 +26,7 @@ from fagen.errors import StoreError
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 RECORD = "record"  # the attribute of a trial that holds what happened
+ABOUT = "search"  # the attribute of a study that says what is searched
 Knobs = dict[str, Any]
 
 
@@ -53,21 +54,25 @@ class Journal:
 
     def __init__(self, path: Path, fresh: bool = False) -> None:
         self.path = path.absolute()
-        with _disk(self.path):
+        with disk(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._holder = _hold(self.path)
             try:
                 if fresh:
                     self.path.unlink(missing_ok=True)
                 self.dropped_bytes = repair(self.path)
-                self._storage = _storage(self.path)
+                self._storage = storage_of(self.path)
             except BaseException:
                 self._holder.close()
                 raise
 
-    def study(self, name: str, knobs: Mapping[str, Sequence[Any]], seed: int) -> Study:
-        with _disk(self.path):
-            return Study(self.path, self._storage, name, knobs, seed)
+    def study(
+        self, name: str, knobs: Mapping[str, Sequence[Any]], seed: int,
+        about: Mapping[str, Any] | None = None,
+    ) -> Study:
+        """``about`` says, to who reads the file later, what is searched."""
+        with disk(self.path):
+            return Study(self.path, self._storage, name, knobs, seed, about or {})
 
     def close(self) -> None:
         self._holder.close()
@@ -84,7 +89,7 @@ class Study:
 
     def __init__(
         self, path: Path, storage: JournalStorage, name: str, knobs: Mapping[str, Sequence[Any]],
-        seed: int,
+        seed: int, about: Mapping[str, Any],
     ) -> None:
         self._path = path
         self._space: dict[str, optuna.distributions.BaseDistribution] = {
@@ -92,6 +97,8 @@ class Study:
             for knob, choices in knobs.items()
         }
         self._study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
+        if about and ABOUT not in self._study.user_attrs:
+            self._study.set_user_attr(ABOUT, dict(about))
         before = self._study.get_trials(deepcopy=False)
         self.records = _records(before)
         self._withdraw(before)
@@ -107,7 +114,7 @@ class Study:
                 self._study.tell(trial.number, state=TrialState.FAIL)
 
     def ask(self) -> Proposal:
-        with _disk(self._path):
+        with disk(self._path):
             trial = self._study.ask(self._space)
         return Proposal(dict(trial.params), trial)
 
@@ -117,7 +124,7 @@ class Study:
         """The score (less is better), or None for a point that cannot be had. Points are told as
         pruned and never as failed: the sampler learns nothing from failures."""
         state = TrialState.PRUNED if score is None else TrialState.COMPLETE
-        with _disk(self._path):
+        with disk(self._path):
             if proposal.trial is None:
                 self._add(proposal.knobs, state, score, record)
                 return
@@ -137,7 +144,7 @@ class Study:
     def withdraw(self, proposal: Proposal) -> None:
         """The proposal was not tried and says nothing about its point."""
         if proposal.trial is not None:
-            with _disk(self._path):
+            with disk(self._path):
                 self._study.tell(proposal.trial, state=TrialState.FAIL)
 
 
@@ -145,8 +152,8 @@ def records(path: Path) -> list[dict[str, Any]]:
     """Everything that was told, of all studies, without holding the journal."""
     if not path.exists():
         return []
-    with _disk(path):
-        storage = _storage(path.absolute())
+    with disk(path):
+        storage = storage_of(path.absolute())
         return [
             record
             for study in storage.get_all_studies()
@@ -158,7 +165,7 @@ def _records(trials: Sequence[optuna.trial.FrozenTrial]) -> list[dict[str, Any]]
     return [t.user_attrs[RECORD] for t in trials if RECORD in t.user_attrs]
 
 
-def _storage(path: Path) -> JournalStorage:
+def storage_of(path: Path) -> JournalStorage:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "JournalStorage is experimental"
         return JournalStorage(JournalFileBackend(str(path), _Held(str(path))))
@@ -213,7 +220,7 @@ def _is_json(line: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def _disk(path: Path) -> Iterator[None]:
+def disk(path: Path) -> Iterator[None]:
     """Say in words that the disk is full or the journal unreadable."""
     try:
         yield

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fagen.model import Candidate, Failure, Measurement, Outcome
@@ -15,6 +15,8 @@ class Trial:
     measurements: tuple[Measurement, ...] = ()
     failure: Failure | None = None
     score: float | None = None  # microseconds over all workloads, by weight; None: failed
+    # Where the time went: compile (in build children), wait (for them), run (verified and timed).
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def outcome(self) -> Outcome:
@@ -29,6 +31,7 @@ def to_record(candidate: Candidate, source: str, trial: Trial) -> dict[str, Any]
         "score": trial.score,
         "measurements": [asdict(m) for m in trial.measurements],
         "failure": asdict(trial.failure) if trial.failure else None,
+        "seconds": trial.seconds,
     }
 
 
@@ -38,4 +41,5 @@ def from_record(record: dict[str, Any]) -> Trial:
         tuple(Measurement(**m) for m in record["measurements"]),
         Failure(**failure) if failure else None,
         record["score"],
+        record.get("seconds", {}),
     )

@@ -16,7 +16,8 @@ PACKAGE = Path(__file__).parents[2] / "fagen"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
-    ("doctor", "progress", "plots", "draw", "spec", "ceiling", "explain"),
+    ("doctor", "progress", "plots", "draw", "spec", "ceiling", "explain", "report",
+     "charts", "export", "history"),
     ("bench", "benchrun", "contenders", "suites"),
     ("search", "exploration", "explorer", "surrogate", "finale", "learned", "trial", "winner",
      "budget", "journal", "tunable", "emit", "wheel"),
@@ -37,7 +38,7 @@ HOMES: dict[str, set[str]] = {
     "typer": {"cli"},
     "rich": {"progress"},
     "jinja2": {"render"},
-    "optuna": {"journal"},
+    "optuna": {"journal", "history"},
     "yaml": {"yamlfile"},
     "platformdirs": {"paths"},
     "numpy": {"patterns", "surrogate"},
