@@ -4,6 +4,7 @@ from .attention import attention, scaled_dot_product_attention
 from .compat import flash_attn_func, replacing_sdpa
 from .errors import AttentionError, BadArgument, BadType, KernelError, NoKernel, PackageError
 from .fallback import fell_back
+from .huggingface import register_with_transformers
 from .library import kernels
 from .merge import merge
 
@@ -19,6 +20,7 @@ __all__ = [
     "flash_attn_func",
     "kernels",
     "merge",
+    "register_with_transformers",
     "replacing_sdpa",
     "scaled_dot_product_attention",
 ]

@@ -79,7 +79,7 @@ def attention(
     asked = Asked(
         causal, window, pattern, scale, layout, deterministic, return_lse, fallback
     )
-    q, k, v = _autocast(q, k, v)
+    q, k, v = autocast(q, k, v)
     work = _remembered(q, k, v, asked, _work)
     if layout == "bshd":
         out, lse = work(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
@@ -107,7 +107,7 @@ def scaled_dot_product_attention(
     if attn_mask is not None or not isinstance(query, Tensor):
         return _torch(query, key, value, "attn_mask is given", attn_mask, dropout_p, is_causal,
                       scale, enable_gqa)[0]
-    query, key, value = _autocast(query, key, value)
+    query, key, value = autocast(query, key, value)
     asked = (dropout_p, is_causal, scale, enable_gqa)
     return _remembered(query, key, value, asked, _sdpa_work)(query, key, value)[0]
 
@@ -162,7 +162,7 @@ def _sdpa_work(q: Tensor, k: Tensor, v: Tensor, asked: tuple[Any, ...]) -> Work:
     dropout_p, is_causal, scale, enable_gqa = asked
     pattern = Pattern(right=0, top_left=True) if is_causal else Pattern()
     deterministic = torch.are_deterministic_algorithms_enabled()
-    reason = _not_ours(q, k, v, dropout_p, scale, enable_gqa) or fallback.cannot_serve(
+    reason = not_ours(q, k, v, dropout_p, scale, enable_gqa) or fallback.cannot_serve(
         q, k, v, pattern, deterministic
     )
     if reason is not None:
@@ -192,7 +192,7 @@ def _torch(
     return out, out
 
 
-def _not_ours(
+def not_ours(
     q: Tensor, k: Tensor, v: Tensor, dropout_p: float, scale: float | None, enable_gqa: bool
 ) -> str | None:
     """What speaks against our kernels; torch has its own words for what is wrong altogether."""
@@ -211,7 +211,7 @@ def _not_ours(
     return None
 
 
-def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What torch does with its own attention under autocast."""
     if not isinstance(q, Tensor) or q.device.type not in DEVICES or (
             not torch.is_autocast_enabled(q.device.type)):
