@@ -94,7 +94,7 @@ def forward(
         lse[:, rows] = torch.logsumexp(s, -1)
         # Probabilities are rounded before the division by their sum, as every flash kernel does.
         top = s.amax(-1, keepdim=True)
-        # Kernels need not divide by the largest of them: as 1 it would round to itself, here as there.
+        # Kernels need not divide by the largest: it would be 1, which rounds to itself.
         p = torch.exp(s - top.where(top != -math.inf, 0) + _OFF_THE_MAXIMUM)
         total = p.sum(-1, keepdim=True)
         o[:, rows] = math_.rounded(p) @ v / total.where(total != 0, 1)
