@@ -81,6 +81,52 @@ def _made(line: int, make: Callable[[str], Noun], text: str) -> Noun:
         raise Complaint(line, error.message) from None
 
 
+# --- captured ----------------------------------------------------------------------------------
+
+
+def from_capture(path: Path) -> tuple[Job, ...]:
+    """What ``fagen.capture`` wrote, added up: a workload's weight is its number of calls."""
+    calls: dict[str, dict[str, int]] = {}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            told = json.loads(line)
+            if "unserved" not in told:
+                sizes = calls.setdefault(told["problem"], {})
+                sizes[told["workload"]] = sizes.get(told["workload"], 0) + int(told["calls"])
+        except (ValueError, KeyError, TypeError):
+            raise UsageError(f"{path}, line {number}: not a line of a capture") from None
+    if not calls:
+        raise UsageError(f"{path} holds no attention that fagen serves",
+                         "\n      ".join(unserved(path)) or "did the program call attention?")
+    return tuple(
+        Job(Problem.parse(slug), tuple(
+            Workload.parse(w, float(n)) for w, n in sorted(sizes.items(), key=lambda s: (-s[1], s))
+        ))
+        for slug, sizes in sorted(calls.items())
+    )
+
+
+def unserved(path: Path) -> list[str]:
+    """What a capture saw that cannot be tuned, in words."""
+    seen: dict[str, int] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        told = json.loads(line)
+        if "unserved" in told:
+            seen[told["unserved"]] = seen.get(told["unserved"], 0) + told["calls"]
+    return [f"{count} calls with {why}" for why, count in sorted(seen.items())]
+
+
+def to_yaml(jobs: Sequence[Job]) -> str:
+    """The spec of these jobs."""
+    return yamlfile.dump({"problems": [
+        {"problem": str(job.problem), "workloads": [
+            yamlfile.Line({"workload": str(w), "weight": w.weight}) for w in job.workloads
+        ]}
+        for job in jobs
+    ]})
+
+
 # --- Hugging Face ------------------------------------------------------------------------------
 
 # The names that model families use for the same thing, most common first.

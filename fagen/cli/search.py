@@ -29,6 +29,10 @@ HfConfig = Annotated[
     Path | None,
     typer.Option("--hf-config", metavar="FILE", help="config.json of a Hugging Face model."),
 ]
+From = Annotated[
+    Path | None,
+    typer.Option("--from", metavar="FILE", help="What fagen capture saw (.jsonl, or its spec)."),
+]
 Ops = Annotated[
     list[str] | None,
     typer.Option("--op", metavar="OP", help="With --hf-config: fwd or bwd. Default: both."),
@@ -55,6 +59,7 @@ def tune(
     problems: Problems = None,
     spec: Spec = None,
     hf_config: HfConfig = None,
+    captured: From = None,
     op: Ops = None,
     target: opt.TargetName = None,
     gpu: opt.Gpu = None,
@@ -87,7 +92,7 @@ def tune(
 
     opt.positive("--jobs", jobs)
     sizes = opt.workload(workload, batch, heads, kv_heads, seqlen, seqlen_kv)
-    todo = _jobs(problems or [], spec, hf_config, op, sizes)
+    todo = _jobs(problems or [], spec, hf_config, captured, op, sizes)
     budget = Budget.of(effort, trials=trials, minutes=minutes, seed=seed, patience=patience)
     device, wanted = opt.device_and_target(target, gpu)
     chosen = [opt.families(job.problem, wanted, family) for job in todo]
@@ -119,18 +124,19 @@ def _row(entry: Entry) -> tuple[object, ...]:
 
 
 def _jobs(
-    problems: list[str], spec: Path | None, hf_config: Path | None, ops: list[str] | None,
-    sizes: Workload | None,
+    problems: list[str], spec: Path | None, hf_config: Path | None, captured: Path | None,
+    ops: list[str] | None, sizes: Workload | None,
 ) -> tuple[Job, ...]:
-    """What to tune, from exactly one of: arguments, a spec, a model config."""
+    """What to tune, from exactly one of: arguments, a spec, a model config, a capture."""
     from fagen.model import OPS, Problem
-    from fagen.spec import Job, from_hf, from_yaml
+    from fagen.spec import Job, from_capture, from_hf, from_yaml
 
-    given = [bool(problems), spec is not None, hf_config is not None]
+    files = [file is not None for file in (spec, hf_config, captured)]
+    given = [bool(problems), *files]
     if sum(given) != 1:
         raise UsageError(
             "nothing to tune was given" if not any(given) else
-            "PROBLEM, --spec and --hf-config exclude one another",
+            "PROBLEM, --spec, --hf-config and --from exclude one another",
             "fagen tune fwd-fp32-d64-causal, or --spec FILE, or --hf-config FILE",
         )
     if ops and hf_config is None:
@@ -142,6 +148,13 @@ def _jobs(
                 raise UsageError(f"unknown op {name!r}", f"one of: {', '.join(OPS)}")
         path = opt.readable(hf_config, "--hf-config")
         return from_hf(path, size.batch, size.seqlen_q, tuple(ops or OPS))
+    if captured is not None:
+        if sizes is not None:
+            raise UsageError("--from and sizes were both given", "a capture holds its own sizes")
+        opt.readable(captured, "--from")
+        if captured.suffix == ".jsonl":
+            return from_capture(captured)
+        return from_yaml(captured, opt.DEFAULT_WORKLOAD)
     if spec is not None:
         return from_yaml(opt.readable(spec, "--spec"), sizes or opt.DEFAULT_WORKLOAD)
     slugs = dict.fromkeys(problems)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -75,7 +76,8 @@ def test_commands_in_documents_exist(page: Path) -> None:
         command = group.commands[words[0]]  # type: ignore[attr-defined]
         known = {flag for option in command.params for flag in (*option.opts,
                                                                *option.secondary_opts)}
-        flags = {word.partition("=")[0] for word in words if word.startswith("-")}
+        ours = list(itertools.takewhile(lambda word: word != "--", words))
+        flags = {word.partition("=")[0] for word in ours if word.startswith("-")}
         assert flags <= known, f"{words}: {flags - known}"
 
 

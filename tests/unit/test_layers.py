@@ -17,7 +17,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
     ("doctor", "progress", "plots", "draw", "spec", "ceiling", "explain", "report",
-     "charts", "export", "history"),
+     "charts", "export", "history",
+     "capture"),
     ("bench", "benchrun", "contenders", "suites"),
     ("search", "exploration", "explorer", "surrogate", "finale", "learned", "trial", "winner",
      "budget", "journal", "tunable", "emit", "wheel"),
@@ -45,7 +46,7 @@ HOMES: dict[str, set[str]] = {
     "pycuda": {"compilers", "timing"},
     "matplotlib": {"plots", "draw"},
     "torch": {"worker", "workbench", "verify", "timing", "call", "inputs", "reference",
-              "benchrun", "contenders", "ceiling", "runtime"},
+              "benchrun", "contenders", "ceiling", "capture", "runtime"},
 }
 OPTIONAL_PEERS = {"flash_attn": {"contenders"}}
 
