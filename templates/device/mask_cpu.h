@@ -17,7 +17,7 @@ struct TileMask {
   void set_keys(const Pattern &pattern, int k0, int count) {
     for (int n = 0; n < KEYS; ++n)
       for (int r = 0; r < WIDTH; ++r)
-        kept[n * WIDTH + r] = n < count && r < rows && pattern.keep(q0 + r, k0 + n) ? -1 : 0;
+        kept[n * WIDTH + r] = -((n < count) & (r < rows) & pattern.keep(q0 + r, k0 + n));
   }
 
   bool keeps(int n, int r) const { return kept[n * WIDTH + r] != 0; }
