@@ -108,10 +108,35 @@ def _write(shipped: Sequence[Shipped], folder: Path, name: str) -> None:
         shutil.copyfile(paths.runtime() / header, include / header)
     for header in linker.SHARED_HEADERS:
         shutil.copyfile(paths.templates() / "device" / header, include / header)
+    for file, text in _for_linkers(name).items():
+        (folder / file).write_text(text)
     parts = [dataclasses.replace(s.part, workload=s.entry.workload) for s in shipped]
     library = linker.link(parts, folder / f"lib{name}.so")
     text = json.dumps(manifest(shipped, library), indent=1, sort_keys=True, allow_nan=False)
     (folder / "manifest.json").write_text(text + "\n")
+
+
+def _for_linkers(name: str) -> dict[str, str]:
+    """What pkg-config and CMake read; both find everything beside their own file."""
+    about = f"Attention kernels made by fagen {fagen.__version__}"
+    return {
+        f"{name}.pc": (
+            f"prefix=${{pcfiledir}}\n\nName: {name}\nDescription: {about}\n"
+            f"Version: {fagen.__version__}\n"
+            f"Libs: -L${{prefix}} -l{name} -Wl,-rpath,${{prefix}}\n"
+            "Cflags: -I${prefix}/include\n"
+        ),
+        f"{name}-config.cmake": (
+            f"# {about}: find_package({name} REQUIRED), then link with {name}::{name}.\n"
+            f"if(NOT TARGET {name}::{name})\n"
+            f"  add_library({name}::{name} SHARED IMPORTED)\n"
+            f"  set_target_properties({name}::{name} PROPERTIES\n"
+            f"    IMPORTED_LOCATION \"${{CMAKE_CURRENT_LIST_DIR}}/lib{name}.so\"\n"
+            f"    IMPORTED_SONAME lib{name}.so\n"
+            '    INTERFACE_INCLUDE_DIRECTORIES "${CMAKE_CURRENT_LIST_DIR}/include")\n'
+            "endif()\n"
+        ),
+    }
 
 
 def manifest(shipped: Sequence[Shipped], library: Path) -> dict[str, Any]:
