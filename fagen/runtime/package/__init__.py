@@ -7,6 +7,7 @@ from .fallback import fell_back
 from .huggingface import register_with_transformers
 from .library import kernels
 from .merge import merge
+from .varlen import flash_attn_varlen_func
 
 __all__ = [
     "AttentionError",
@@ -18,6 +19,7 @@ __all__ = [
     "attention",
     "fell_back",
     "flash_attn_func",
+    "flash_attn_varlen_func",
     "kernels",
     "merge",
     "register_with_transformers",

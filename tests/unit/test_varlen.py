@@ -1,0 +1,129 @@
+"""Packed sequences: each as if it were alone, output and gradients, and what is refused."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fagen import paths
+from fagen.emit import Shipped, emit
+from fagen.model import Entry, Measurement, Workload
+from tests.unit import toykernel
+
+NAME = "packed_attention"
+KERNELS = tuple(f"{op}-fp32-d8-{pattern}" for op in ("fwd", "bwd")
+                for pattern in ("dense", "causal", "window2x1"))
+ROWS, KEYS = (7, 1, 0, 12, 5, 3), (9, 1, 4, 12, 0, 2)
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    measured = Measurement(1, 1, 1, 1, 0, "")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAGEN_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        parts = [toykernel.part(slug, paths.cache()) for slug in KERNELS]
+        shipped = [
+            Shipped(part, Entry(part.candidate.problem, part.candidate.target,
+                                Workload(1, 2, 2, 64, 64), "toy", {"answer": 0}, measured))
+            for part in parts
+        ]
+        folder = emit(shipped, tmp_path_factory.mktemp("made") / NAME)
+        patch.syspath_prepend(folder.parent)
+        yield importlib.import_module(NAME)
+        for name in [n for n in sys.modules if n.split(".")[0] == NAME]:
+            del sys.modules[name]
+
+
+def ends(lengths: tuple[int, ...]) -> Tensor:
+    return torch.tensor((0, *lengths)).cumsum(0).int()
+
+
+def packed(rows: tuple[int, ...] = ROWS, keys: tuple[int, ...] = KEYS) -> dict[str, Any]:
+    made = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(n, heads, 8, generator=made).requires_grad_()
+               for n, heads in ((sum(rows), 4), (sum(keys), 2), (sum(keys), 2)))
+    return {"q": q, "k": k, "v": v, "cu_seqlens_q": ends(rows), "cu_seqlens_k": ends(keys),
+            "max_seqlen_q": max(rows, default=0), "max_seqlen_k": max(keys, default=0)}
+
+
+@pytest.mark.parametrize(("options", "band"), [
+    ({}, (99, 99)),
+    ({"causal": True, "softmax_scale": 0.3}, (99, 0)),
+    ({"window_size": (2, 1), "deterministic": False}, (2, 1)),
+])
+def test_each_sequence_is_alone(
+    package: Any, options: dict[str, Any], band: tuple[int, int]
+) -> None:
+    """Against one formula over all rows, with a mask that keeps the sequences apart."""
+    given = packed()
+    out, lse, nothing = package.flash_attn_varlen_func(**given, **options, return_attn_probs=True)
+    assert nothing is None
+    assert out.shape == given["q"].shape
+    assert lse.shape == (4, sum(ROWS))
+    keep = torch.block_diag(*(
+        (torch.arange(m) >= torch.arange(n)[:, None] + m - n - band[0])
+        & (torch.arange(m) <= torch.arange(n)[:, None] + m - n + band[1])
+        for n, m in zip(ROWS, KEYS, strict=True)
+    )).bool()
+    q, k, v = (given[name].double().transpose(0, 1) for name in "qkv")
+    scores = q @ k.repeat_interleave(2, 0).mT * options.get("softmax_scale", 8**-0.5)
+    seen = keep.any(-1, keepdim=True)
+    assert not seen.all()  # rows without a key are among them
+    scores = scores.masked_fill(~keep, -torch.inf).masked_fill(~seen, 0)
+    right = (scores.softmax(-1) * seen @ v.repeat_interleave(2, 0)).transpose(0, 1)
+    right_lse = scores.logsumexp(-1)
+    torch.testing.assert_close(out.double(), right, atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(lse.double()[:, seen[:, 0]], right_lse[:, seen[:, 0]],
+                               atol=2e-5, rtol=2e-5)
+    assert (lse[:, ~seen[:, 0]] == -torch.inf).all()
+    inputs = [given[name] for name in "qkv"]
+    dout, dlse = torch.randn_like(out), torch.randn_like(lse) * seen[:, 0]
+    found = torch.autograd.grad((out, lse), inputs, (dout, dlse))
+    wanted = torch.autograd.grad((right, right_lse), inputs, (dout.double(), dlse.double()))
+    torch.testing.assert_close(found, wanted, atol=3e-5, rtol=3e-5)
+
+
+def test_output_alone_and_nothing_at_all(package: Any) -> None:
+    given = packed()
+    out = package.flash_attn_varlen_func(**given, causal=True)
+    torch.testing.assert_close(
+        out, package.flash_attn_varlen_func(**given, causal=True, return_attn_probs=True)[0])
+    given = packed((), ())
+    out, lse, _ = package.flash_attn_varlen_func(**given, return_attn_probs=True)
+    assert (out.shape, lse.shape) == ((0, 4, 8), (4, 0))
+    assert package.flash_attn_varlen_func(**given).shape == (0, 4, 8)
+
+
+def test_views_of_one_projection(package: Any) -> None:
+    """q, k and v as slices of one tensor are read where they are."""
+    made = torch.randn(sum(ROWS), 3, 2, 8)
+    given = packed(ROWS, ROWS) | {name: made[:, i] for i, name in enumerate("qkv")}
+    own = packed(ROWS, ROWS) | {name: made[:, i].clone() for i, name in enumerate("qkv")}
+    torch.testing.assert_close(package.flash_attn_varlen_func(**given, causal=True),
+                               package.flash_attn_varlen_func(**own, causal=True), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(("change", "kind", "says"), [
+    ({"q": torch.zeros(1, 28, 4, 8)}, ValueError, r"q is \[1, 28, 4, 8\]"),
+    ({"v": [1.0]}, ValueError, "v is list"),
+    ({"v": torch.zeros(27, 2, 8)}, ValueError, "k has 28 rows, v has 27"),
+    ({"cu_seqlens_q": [0, 28]}, TypeError, "cu_seqlens_q is list"),
+    ({"cu_seqlens_k": torch.tensor([0.0, 28.0])}, TypeError, r"cu_seqlens_k is torch\.float32"),
+    ({"cu_seqlens_q": ends(ROWS)[None]}, ValueError, r"cu_seqlens_q has shape \[1, 7\]"),
+    ({"cu_seqlens_q": ends((7, 1))}, ValueError, "goes from 0 to 8; .* the 28 rows of q"),
+    ({"cu_seqlens_k": torch.tensor([0, 30, 28])}, ValueError, "it must rise from 0"),
+    ({"cu_seqlens_q": ends((14, 14)), "max_seqlen_q": 14}, ValueError, "q has 2 seq.*, k has 6"),
+    ({"max_seqlen_k": 11}, ValueError, "max_seqlen_k is 11, the longest sequence has 12 rows"),
+    ({"block_table": ends(ROWS)}, LookupError, "block_table is given"),
+    ({"dropout_p": 0.1}, LookupError, "dropout_p is 0.1"),
+])
+def test_refuses(package: Any, change: dict[str, Any], kind: type[Exception], says: str) -> None:
+    with pytest.raises(kind, match=says) as caught:
+        package.flash_attn_varlen_func(**(packed() | change))
+    assert isinstance(caught.value, package.AttentionError)
