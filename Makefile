@@ -24,7 +24,7 @@ help:
 
 $(STAMP):
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer on the PATH"; exit 1; }
-	@command -v $${CXX:-g++} >/dev/null || command -v clang++ >/dev/null || \
+	@command -v $${CXX:-g++} >/dev/null || \
 	  { echo "error: no C++ compiler on the PATH"; echo "hint: apt-get install g++"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'

@@ -35,13 +35,13 @@ class Compiler:
 
 
 def find_cxx() -> str:
-    """The host C++ compiler: $CXX, else g++, else clang++."""
-    for name in (os.environ.get("CXX"), "g++", "clang++"):
+    """The host C++ compiler: $CXX, else g++. The kernels use GNU vector shuffles."""
+    for name in (os.environ.get("CXX"), "g++"):
         path = shutil.which(name) if name else None
         if path:
             return path
     raise SetupError(
-        "no C++ compiler: neither $CXX nor g++ nor clang++ is on the PATH",
+        "no C++ compiler: neither $CXX nor g++ is on the PATH",
         "install one, for example: apt-get install g++",
     )
 
