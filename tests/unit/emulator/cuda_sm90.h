@@ -46,14 +46,12 @@ inline float __int_as_float(int x) { return same_bits<float>(x); }
 inline int __float_as_int(float x) { return same_bits<int>(x); }
 template <class T>
 T atomicAdd(T *at, T more) {
-  machine::may_switch();
   const T before = *at;
   *at += more;
   return before;
 }
 template <class T>
 T atomicOr(T *at, T bits) {
-  machine::may_switch();
   const T before = *at;
   *at |= bits;
   return before;

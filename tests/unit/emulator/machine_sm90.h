@@ -16,10 +16,16 @@ struct Map {  // stands in the kernel's TensorMap
   int box_dim, box_rows, swizzle;
 };
 
+struct Name {  // of `count` barriers from a byte of shared memory on, for reports
+  const char *text;
+  int at, count;
+};
+
 struct Kernel {
   const char *name;
   void (*body)();        // one thread of it
-  int launch_registers;  // per thread, before setmaxnreg; 0 when the kernel never asks
+  int launch_registers;  // per thread, before setmaxnreg
+  const Name *names;     // the last one has no text
 };
 
 struct Launch {

@@ -33,7 +33,7 @@ def translate(text: str) -> str:
     while found := _ASM.search(text, at):
         end = _closing(text, found.end() - 1)
         out += [text[at : found.start()], _Statement.parse(text[found.end() : end]).cpp()]
-        at = end + 1
+        at = text.index(";", end) + 1
     return "".join(out) + text[at:]
 
 
@@ -87,7 +87,7 @@ class _Statement:
     def cpp(self) -> str:
         """A block of statements, on one line so that line numbers stay."""
         if not self.ptx.strip():
-            return "((void)0)"
+            return "{}"
         inputs = (
             f"const auto &in{len(self.outputs) + i} = {expression};"
             for i, expression in enumerate(self.inputs)
@@ -121,7 +121,8 @@ class _Statement:
             code = f"goto {operands.strip()};"
         else:
             before: list[str] = []
-            given = [o for part in _split(operands, ",") for o in self._operand(part, before, vectors)]
+            parts = _split(operands, ",")
+            given = [o for part in parts for o in self._operand(part, before, vectors)]
             code = f"{' '.join(before)} ptx::{_function(opcode)}({', '.join(given)});"
         return f"if ({guard[1]}{guard[2]}) {code}" if guard else code
 
@@ -150,5 +151,5 @@ def _function(opcode: str) -> str:
         n, a, b = multiply.groups()
         if a != b:
             raise ValueError(f"{opcode}: operands of two types")
-        return f"wgmma_mma_async<{n}, {a}>"
+        return f"wgmma_mma_async<{n}, ptx::{a}>"
     return opcode.replace("::", "__").replace(".", "_")

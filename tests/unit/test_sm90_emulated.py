@@ -1,0 +1,306 @@
+"""The sm90 kernels run on the host and pass what verifies kernels on a GPU.
+
+``emulator/machine_sm90.h`` says what is emulated: wgmma through descriptor bits, TMA with swizzle,
+zero fill and byte counts, both kinds of barriers, register pools, programmatic launches. Every row
+below runs under several modes: background work at the first or at the last legal moment, and warps
+in a fixed or a random order.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from fagen.call import Call  # noqa: E402
+from fagen.cases import Case, long_list  # noqa: E402
+from fagen.errors import RunError, WrongResult  # noqa: E402
+from fagen.families.base import Space, parse_config  # noqa: E402
+from fagen.families.sm90 import SM90  # noqa: E402
+from fagen.model import Candidate, Problem, Target, Workload  # noqa: E402
+from fagen.verify import Checker  # noqa: E402
+from tests.unit.emulator.ptx_sm90 import translate  # noqa: E402
+from tests.unit.emulator.sm90 import Edit, Emulator  # noqa: E402
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+H200 = Target.known("h200")
+Row = tuple[str, dict[str, Any]]  # a problem, and the knobs that differ from its default
+
+
+def candidate_of(row: Row) -> Candidate:
+    slug, knobs = row
+    default = SM90.default(Problem.parse(slug), H200)
+    config = parse_config(type(default.config), {**asdict(default.config), **knobs})
+    return Candidate(default.problem, H200, SM90, config)
+
+
+def case(sizes: str, inputs: str = "normal", layout: str = "bhsd", **options: Any) -> Case:
+    return Case(Workload.parse(sizes), inputs, layout, **options)
+
+
+@pytest.fixture(scope="module")
+def emulator(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Emulator]:
+    emulator = Emulator(tmp_path_factory.mktemp("sm90"))
+    for item in request.session.items:  # compiled while others run
+        given = item.callspec.params if hasattr(item, "callspec") else {}
+        if item.getparent(pytest.Module) is request.node and "row" in given:
+            emulator.prepare(candidate_of(given["row"]), given.get("edit"))
+    yield emulator
+    emulator.workers.shutdown(cancel_futures=True)
+
+
+@pytest.fixture(scope="module")
+def checker() -> Checker:
+    return Checker("cpu", 1)
+
+
+def check(emulator: Emulator, checker: Checker, row: Row, cases: dict[Case, dict[str, int]],
+          edit: Edit | None = None) -> None:
+    candidate = candidate_of(row)
+    assert [rule.says for rule in SM90.broken_rules(candidate)] == []
+    for one, mode in cases.items():
+        library = emulator.library(candidate, edit, **mode)
+        try:
+            checker.check(library, checker.prepared(candidate.problem, one))
+        except WrongResult as wrong:
+            wrong.add_note(f"mode {mode}; {library.remark()}")
+            raise
+
+
+# --- forward -------------------------------------------------------------------------------------
+
+FORWARD_CASES = {
+    case("b2-h4x2-s193x257", layout="bshd"): {"late": 1},
+    case("b1-h2-s300x77", layout="padded"): {"late": 0, "seed": 1, "sms": 3},
+    case("b1-h2x1-s1x129", scale=0.3): {"late": 0, "sms": 1},
+    case("b1-h2-s161x290", "huge_first"): {"late": 1, "seed": 2},
+    case("b2-h2x1-s290x333", "falling"): {"late": 0, "seed": 3, "sms": 1},
+}
+FORWARD: tuple[Row, ...] = (
+    ("fwd-bf16-d64-dense", {}),
+    ("fwd-fp16-d64-causal", {"softmax": "anchored"}),
+    ("fwd-bf16-d64-dense", {"softmax": "anchored", "schedule": "grid", "q_buffers": 1,
+                            "warpgroups": 1, "ping_pong": False, "ctas_per_sm": 2}),
+    ("fwd-bf16-d128-causal", {}),
+    ("fwd-bf16-d128-dense", {"softmax": "anchored", "block_n": 160, "q_buffers": 1}),
+    ("fwd-fp16-d128-window20x5", {"softmax": "exact", "warpgroups": 3, "block_n": 64}),
+    ("fwd-bf16-d80-window128", {"softmax": "anchored", "ping_pong": False}),
+    ("fwd-fp16-d40-causal-topleft", {"warpgroups": 2, "block_n": 80, "stages": 3}),
+    ("fwd-bf16-d256-causal", {}),
+    ("fwd-bf16-d192x128-dense", {}),
+    ("fwd-fp16-d24x72-window3", {"warpgroups": 3, "block_n": 64, "stages": 4}),
+    ("fwd-bf16-d160-causal", {"schedule": "grid", "q_buffers": 1, "block_n": 64, "stages": 4,
+                              "softmax": "anchored", "epilogue": "direct"}),
+)
+
+
+def name(row: Row) -> str:
+    return "-".join((row[0], *(f"{knob}={value}" for knob, value in row[1].items())))
+
+
+@pytest.mark.parametrize("row", FORWARD, ids=name)
+def test_forward(emulator: Emulator, checker: Checker, row: Row) -> None:
+    check(emulator, checker, row, FORWARD_CASES)
+
+
+# --- backward ------------------------------------------------------------------------------------
+
+BACKWARD_CASES = {
+    case("b2-h4x2-s193x257", layout="bshd", dlse=True): {"late": 1},
+    case("b1-h2-s300x77", layout="padded"): {"late": 0, "seed": 1, "sms": 3},
+    case("b1-h2x1-s1x129", scale=0.3, dlse=True): {"late": 0, "sms": 1},
+    case("b1-h2-s161x290", "falling"): {"late": 1, "seed": 2},
+}
+BACKWARD: tuple[Row, ...] = (
+    ("bwd-bf16-d64-dense", {}),
+    ("bwd-fp16-d64-causal", {"block_m": 80, "dq": "delayed", "stages_ds": 3}),
+    ("bwd-bf16-d64-window20x5", {"dq": "own", "block_m": 64, "p_fp32": False}),
+    ("bwd-bf16-d64-causal+deterministic", {}),
+    ("bwd-bf16-d64-dense+deterministic", {"dq": "own", "block_m": 64, "stages_dq": 1}),
+    ("bwd-bf16-d128-causal", {}),
+    ("bwd-fp16-d128-dense", {"p_fp32": False}),
+    ("bwd-bf16-d80-window128", {}),
+    ("bwd-fp16-d40-causal-topleft", {"stages_q": 3, "stages_do": 1}),
+    ("bwd-bf16-d256-causal", {}),
+    ("bwd-fp16-d192x128-window3+deterministic", {}),
+    ("bwd-bf16-d24x72-dense", {"roles": "split", "dq": "own", "block_m": 128,
+                               "dq_columns": 128, "overlap": False}),
+)
+
+
+@pytest.mark.parametrize("row", BACKWARD, ids=name)
+def test_backward(emulator: Emulator, checker: Checker, row: Row) -> None:
+    check(emulator, checker, row, BACKWARD_CASES)
+
+
+@pytest.mark.parametrize("row", [row for row in BACKWARD if "deterministic" in row[0]], ids=name)
+def test_deterministic_whatever_the_order(
+    emulator: Emulator, checker: Checker, row: Row
+) -> None:
+    candidate = candidate_of(row)
+    prepared = checker.prepared(candidate.problem, case("b1-h2x1-s193x257"))
+    seen = set()
+    for seed in range(4):
+        library = emulator.library(candidate, seed=seed, late=seed % 2, sms=1 + seed)
+        call = Call.bind(library, candidate.problem, prepared.case, prepared.inputs, "cpu", 1)
+        call.poison()
+        call()
+        seen.add(b"".join(o.bits.numpy().tobytes() for o in call.outputs.values()))
+    assert len(seen) == 1
+
+
+# --- what is wrong is noticed --------------------------------------------------------------------
+
+BLIND: tuple[tuple[str, Row, Edit], ...] = (
+    ("a stage is read before it is full", ("fwd-bf16-d64-dense", {}),
+     ("barrier_wait(shared.v_full(v.stage), v.parity);", ";")),
+    ("a stage is released while a product reads it", ("fwd-bf16-d64-dense", {}),
+     ("    wgmma_wait<1>();\n    pin(s);\n    release_k();",
+      "    release_k();\n    wgmma_wait<1>();\n    pin(s);")),
+    ("an accumulator is read before its wait", ("fwd-bf16-d64-dense", {}),
+     ("    wgmma_wait<0>();\n    pin(o);\n    pin(probabilities);\n    release_v();\n"
+      "    pack_probabilities();\n    rescale();",
+      "    pack_probabilities();\n    rescale();\n    wgmma_wait<0>();\n    release_v();")),
+    ("no wgmma.fence", ("fwd-bf16-d64-dense", {}), ("    wgmma_fence();\n", "")),
+    ("the wrong distance between groups of rows", ("fwd-bf16-d64-dense", {}),
+     ("(8 * SWIZZLE) >> 4", "(16 * SWIZZLE) >> 4")),
+    ("the wrong distance between panels", ("fwd-bf16-d128-causal", {}),
+     ("(panel_bytes >> 4) << 16", "(panel_bytes >> 5) << 16")),
+    ("the wrong swizzle of what is staged", ("fwd-bf16-d64-dense", {}),
+     ("SWIZZLE == 128 ? row & 7 :", "SWIZZLE == 128 ? row >> 1 & 3 :")),
+    ("fewer bytes expected than come", ("fwd-bf16-d64-dense", {}),
+     ("barrier_expect(full, T::bytes);", "barrier_expect(full, T::bytes - 16);")),
+    ("the staging buffer is written while a store reads it", ("fwd-bf16-d64-dense", {}),
+     ("if (leader()) bulk_wait_read<0>();", "")),
+    ("no proxy fence before a store", ("fwd-bf16-d64-dense", {}),
+     ("    fence_async_shared();\n", "")),
+    ("a warp misses a phase",
+     ("fwd-bf16-d8-window20x5", {"warpgroups": 4, "block_n": 80, "stages": 3, "ping_pong": False}),
+     ("void meet() const { named_sync(5 + group, 128); }", "void meet() const {}")),
+    ("a turn that is not passed on", ("fwd-bf16-d128-causal", {}),
+     ("named_arrive(1 + (group + 1) % WARPGROUPS, 256);", ";")),
+    ("more registers than there are", ("fwd-bf16-d64-dense", {}),
+     ("claim_registers_to<CONSUMER_REGISTERS>", "claim_registers_to<152>")),
+    ("overflow goes unreported", ("fwd-fp16-d64-causal", {"softmax": "anchored"}),
+     ("atomicOr(&shared.control().overflowed[(received - 1) % NOTES], 1 << group);", ";")),
+    ("operands in the wrong order", ("fwd-bf16-d64-dense", {}),
+     ('"cvt.rn.bf16x2.f32 %0, %1, %2;"', '"cvt.rn.bf16x2.f32 %0, %2, %1;"')),
+    ("the kernel before has not ended", ("bwd-bf16-d64-dense", {}),
+     ("  wait_for_previous_kernel();  // lse and delta are its work\n", "")),
+    ("a result converted before it is summed", ("bwd-bf16-d64-dense", {}),
+     ("  wait_for_previous_kernel();\n  convert(p);", "  convert(p);")),
+    ("no proxy fence before a product", ("bwd-bf16-d128-causal", {}),
+     ("    store_gradients(ds(c), w, ds16);\n    fence_async_shared();\n",
+      "    store_gradients(ds(c), w, ds16);\n")),
+    ("dS is overwritten while dQ reads it", ("bwd-bf16-d64-window20x5",
+                                             {"dq": "own", "block_m": 64, "p_fp32": False}),
+     ("    wait_empty<STAGES_DS>(shared + DS_EMPTY, c);\n", "")),
+    ("the output takes the place of an operand in use", ("bwd-bf16-d256-causal", {}),
+     ("if (steps > 0) wait_full<STAGES_DS>(shared + DS_EMPTY, steps - 1);", "")),
+    ("dQ leaves before it is staged", ("bwd-bf16-d64-dense", {}),
+     ("    named_sync(DQ_STAGED + w, 160);\n", "    named_arrive(DQ_STAGED + w, 160);\n")),
+    ("one lane shuffles", ("bwd-bf16-d64-dense", {}),
+     ("  int c = 0;\n  for_each_step(", "  int c = uniform(0);\n  for_each_step(")),
+)
+
+
+@pytest.mark.parametrize(("row", "edit"), [row[1:] for row in BLIND], ids=[row[0] for row in BLIND])
+def test_a_broken_kernel_is_noticed(
+    emulator: Emulator, checker: Checker, row: Row, edit: Edit
+) -> None:
+    cases = [case("b1-h2x1-s193x257", inputs) for inputs in ("normal", "huge_first")]
+    modes = [{"late": n % 2, "seed": n // 2, "sms": 1} for n in range(24)]
+
+    def under_every_mode() -> None:
+        for mode in modes:
+            check(emulator, checker, row, dict.fromkeys(cases, mode), edit)
+
+    with pytest.raises((WrongResult, RunError)):
+        under_every_mode()
+
+
+def test_turns_are_what_makes_it_deterministic(emulator: Emulator, checker: Checker) -> None:
+    """Without them the order shows, so the machine does vary it."""
+    candidate = candidate_of(("bwd-bf16-d64-causal+deterministic", {}))
+    edit = "  while (now != mine);", "  while (false);"
+    prepared = checker.prepared(candidate.problem, case("b1-h2x1-s193x257"))
+    seen = set()
+    for seed in range(6):
+        library = emulator.library(candidate, edit, seed=seed, late=seed % 2, sms=4)
+        call = Call.bind(library, candidate.problem, prepared.case, prepared.inputs, "cpu", 1)
+        call.poison()
+        call()
+        seen.add(call.workspace.bits.numpy().tobytes())  # sums of dQ in fp32
+    assert len(seen) > 1
+
+
+def test_a_deadlock_says_who_waits_for_what(emulator: Emulator, checker: Checker) -> None:
+    edit = "barrier_expect(full, T::bytes);", "barrier_expect(full, T::bytes + 16);"
+    with pytest.raises(RunError) as error:
+        check(emulator, checker, ("fwd-bf16-d64-dense", {}), {case("b1-h1-s64"): {}}, edit)
+    assert "deadlock" in error.value.message
+    assert "fwd, block (0, 0, 0), warp 4, lane 0 waits for k_full[0]" in error.value.message
+    assert "0 of 1 arrivals and 16 bytes are to come" in error.value.message
+
+
+# --- more of the same, for longer ----------------------------------------------------------------
+
+DIMS = ("64", "128", "80", "256", "40", "192x128", "96", "16", "112", "160", "8", "64x128",
+        "128x64", "24x72", "72x40")
+BANDS = ("dense", "causal", "causal-topleft", "window128", "window20x5", "window3", "window200x40")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("dims", DIMS)
+@pytest.mark.parametrize("op", ["fwd", "bwd"])
+def test_defaults_pass_the_conformance_cases(
+    emulator: Emulator, checker: Checker, op: str, dims: str
+) -> None:
+    for pattern in ("dense", "causal", "window128"):
+        row: Row = (f"{op}-bf16-d{dims}-{pattern}", {})
+        cases = enumerate(long_list(Problem.parse(row[0])))
+        check(emulator, checker, row, {c: {"late": n % 2, "seed": n % 3} for n, c in cases})
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("draw", range(8))
+@pytest.mark.parametrize("op", ["fwd", "bwd"])
+def test_candidates_at_random(emulator: Emulator, checker: Checker, op: str, draw: int) -> None:
+    dice = random.Random(f"{op} {draw}")
+    cases = FORWARD_CASES if op == "fwd" else BACKWARD_CASES
+    for _ in range(10):
+        parts = op, dice.choice(("bf16", "fp16")), f"d{dice.choice(DIMS)}", dice.choice(BANDS)
+        slug = "-".join(parts) + ("+deterministic" if op == "bwd" and dice.random() < 0.3 else "")
+        legal = list(Space(Problem.parse(slug), H200, SM90).legal())
+        knobs = asdict(dice.choice(legal).config)
+        modes = {c: {"late": dice.randrange(2), "seed": dice.randrange(1000), "sms": 1 + draw % 4}
+                 for c in cases}
+        check(emulator, checker, (slug, knobs), modes)
+
+
+# --- the translation -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cuda", "cpp"), [
+    ('asm("shr.u32 %0, %1, %2;" : "=r"(r) : "r"(x), "r"(n));',
+     "{const auto &in1 = x; const auto &in2 = n;  ptx::shr_u32((r), in1, in2);}"),
+    ('asm volatile("" : "+f"(d[i])::"memory");', "{}"),
+    ('asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(f(a, b)) : "memory");',
+     "{const auto &in0 = id; const auto &in1 = f(a, b);  ptx::bar_sync(in0, in1);}"),
+    ('asm("@p bra DONE;");', "{if (p) goto DONE;}"),
+    ('asm("{.reg .b64 d; mov.b64 d, {%1, %2};}" : "=r"(r) : "r"(a), "r"(b));',
+     "{const auto &in1 = a; const auto &in2 = b; { uint64_t d{}; "
+     "decltype(&(in1)) vector0[] = {&(in1), &(in2)}; ptx::mov_b64(d, vector0); }}"),
+])
+def test_instructions_become_calls(cuda: str, cpp: str) -> None:
+    assert translate(cuda) == cpp
