@@ -31,6 +31,7 @@ from fagen.tunable import Pool
 _AHEAD = 8  # candidates planned, so that builds run ahead of the device
 _NEAR = 1.10  # within this factor of the best, a candidate is timed again for longer
 _LAGGING = 1.5  # of several workloads, the rest is skipped beyond this factor
+_PER_WORKLOAD = 2  # finalists that are there for one of several workloads
 _BETTER = 0.997  # what counts as progress for patience
 _SEEDS = 8  # entries of neighbours that are tried
 
@@ -233,10 +234,18 @@ class Exploration:
         self._best = (score, str(winner), winner)
 
     def finalists(self) -> list[Candidate]:
-        """The best few and every default that works."""
+        """The best few, those of each workload, and every default that works."""
         ranked = self.ranked()
         works = [c for c in self.defaults if c in self.trials and self.trials[c].failure is None]
-        return list(dict.fromkeys([*ranked[: self.budget.finalists], *works]))
+        several = range(len(self.workloads)) if len(self.workloads) > 1 else ()
+        here = [c for index in several for c in self._fastest_at(index)[:_PER_WORKLOAD]]
+        return list(dict.fromkeys([*ranked[: self.budget.finalists], *works, *here]))
+
+    def _fastest_at(self, index: int) -> list[Candidate]:
+        """On one workload."""
+        return sorted(
+            self.ranked(), key=lambda c: (self.trials[c].measurements[index].median_us, str(c))
+        )
 
     def failures(self) -> dict[str, int]:
         """How many failed at each stage, and how."""

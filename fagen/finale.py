@@ -43,8 +43,16 @@ class Finale:
             calm = self.rounds - self.disturbed >= self.rounds / 2
             if len(self.alive) < 2 or (number >= budget.heats and calm):
                 return
-            lost = winner.hopeless({c: self.totals(c) for c in self.alive})
+            lost = self._hopeless()
             self.alive = [c for c in self.alive if c not in lost]
+
+    def _hopeless(self) -> set[Candidate]:
+        """In all, and for every single workload too."""
+        lost = winner.hopeless({c: self.totals(c) for c in self.alive})
+        if len(self.workloads) > 1:
+            for size in self.sizes():
+                lost &= winner.hopeless({c: size[c] for c in self.alive})
+        return lost
 
     @property
     def rounds(self) -> int:
@@ -87,6 +95,14 @@ class Finale:
     def totals(self, candidate: Candidate) -> list[float]:
         """The same of the calm rounds only."""
         return _at(self._calm(), self._all(candidate))
+
+    def sizes(self) -> list[dict[Candidate, list[float]]]:
+        """The calm rounds of each workload."""
+        calm = self._calm()
+        return [
+            {c: _at(calm, self._times[c][index]) for c in self._ran()}
+            for index in range(len(self.workloads))
+        ]
 
     def standings(
         self, preference: Callable[[Candidate], tuple[int, ...]]

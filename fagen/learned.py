@@ -9,27 +9,49 @@ from typing import Any
 
 import fagen
 from fagen.exploration import Exploration
-from fagen.model import Binary, Candidate, Entry, Measurement
+from fagen.model import Binary, Candidate, Entry, Measurement, Workload
+from fagen.portfolio import Portfolio
 from fagen.winner import Standing
 
 _RUNNERS_UP = 8
 
 
 @dataclass(frozen=True)
-class Learned:
-    """The winner, its time on every workload, and how the finalists stood."""
+class Place:
+    """What serves one workload: its time there, how the finalists stood, how far from the fastest
+    it is, and what the fastest family's default took."""
 
-    winner: Candidate
-    measurements: Sequence[Measurement]
-    standings: Sequence[Standing[Candidate]]  # the winner first; none when there was no lap
+    candidate: Candidate
+    measurement: Measurement
+    standings: Sequence[Standing[Candidate]] = ()  # the chosen first; none when there was no lap
+    regret: float = 0.0
+    default_family: str = ""
+    default_us: float = 0.0
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A place for every workload."""
+
+    places: Sequence[Place]
     complete: bool
+    few: Portfolio[Candidate] | None = None
     rounds: int = 0  # of the final lap
     disturbed: int = 0  # of them, thrown away
 
 
 def entries_of(learned: Learned, found: Exploration, driver: str) -> tuple[Entry, ...]:
-    """One per workload, with the same config."""
-    winner = learned.winner
+    """One per workload."""
+    return tuple(
+        _entry(workload, place, learned, found, driver)
+        for workload, place in zip(found.workloads, learned.places, strict=True)
+    )
+
+
+def _entry(
+    workload: Workload, place: Place, learned: Learned, found: Exploration, driver: str
+) -> Entry:
+    winner = place.candidate
     binary = found.binary(winner)
     provenance = {
         "source": found.source_digest(winner),
@@ -37,15 +59,12 @@ def entries_of(learned: Learned, found: Exploration, driver: str) -> tuple[Entry
         "driver": driver,
         "fagen": fagen.__version__,
         "date": datetime.date.today().isoformat(),
-        "search": _search(learned, found),
+        "search": _search(place, learned, found),
     }
-    return tuple(
-        Entry(
-            found.problem, found.target, workload, winner.family.name, asdict(winner.config),
-            measurement, _binary(binary, found.weight(winner)[0]),
-            tuple(_runners_up(learned, found)), provenance,
-        )
-        for workload, measurement in zip(found.workloads, learned.measurements, strict=True)
+    return Entry(
+        found.problem, found.target, workload, winner.family.name, asdict(winner.config),
+        place.measurement, _binary(binary, found.weight(winner)[0]),
+        tuple(_runners_up(place, found)), provenance,
     )
 
 
@@ -59,7 +78,7 @@ def _binary(binary: Binary, shared_bytes: int) -> dict[str, Any]:
     }
 
 
-def _search(learned: Learned, found: Exploration) -> dict[str, Any]:
+def _search(place: Place, learned: Learned, found: Exploration) -> dict[str, Any]:
     """How much was looked at, and whether it paid."""
     summary: dict[str, Any] = {
         "tried": found.explorer.tried,
@@ -72,18 +91,32 @@ def _search(learned: Learned, found: Exploration) -> dict[str, Any]:
     if learned.rounds:
         summary["rounds"] = learned.rounds
         summary["disturbed_rounds"] = learned.disturbed
-    default = next((s for s in learned.standings if s.key in found.defaults), None)
+    default = next((s for s in place.standings if s.key in found.defaults), None)
     if default:
         summary["default_slower"] = default.gap.slower
         summary["beats_default"] = default.gap.low > 0
+    if place.default_us:
+        summary |= {"default_family": place.default_family, "default_us": place.default_us}
+    if learned.few and len(found.workloads) > 1:
+        summary |= _regret(learned.few, place)
     return summary
 
 
-def _runners_up(learned: Learned, found: Exploration) -> list[dict[str, Any]]:
+def _regret(few: Portfolio[Candidate], place: Place) -> dict[str, Any]:
+    """How much slower than the fastest finalist: here, and over all workloads; and what one config
+    for all would have cost."""
+    return {
+        "configs": few.configs,
+        "regret": place.regret, "regret_mean": few.mean, "regret_worst": few.worst,
+        "one_config_mean": few.shared_mean, "one_config_worst": few.shared_worst,
+    }
+
+
+def _runners_up(place: Place, found: Exploration) -> list[dict[str, Any]]:
     """The finalists behind the winner: all that tie, the best of the rest, the default."""
     shown = [
-        s for place, s in enumerate(learned.standings[1:])
-        if place < _RUNNERS_UP or s.tie or s.key in found.defaults
+        s for position, s in enumerate(place.standings[1:])
+        if position < _RUNNERS_UP or s.tie or s.key in found.defaults
     ]
     return [
         {

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from statistics import median
 
 from fagen.budget import Budget
 from fagen.errors import INTERRUPTED, FagenError, RunError, UsageError
@@ -16,10 +17,12 @@ from fagen.families import families_for
 from fagen.families.base import Family, Space
 from fagen.finale import Finale, Heat
 from fagen.journal import Journal
-from fagen.learned import Learned, entries_of
+from fagen.learned import Learned, Place, entries_of
 from fagen.model import Candidate, Entry, Failure, Measurement, Problem, Target, Workload
+from fagen.portfolio import choose
 from fagen.store import Store
 from fagen.tunable import Pool, Renders
+from fagen.winner import around
 
 __all__ = ["Budget", "Event", "Interrupted", "Pool", "journal_path", "tune"]
 
@@ -48,9 +51,9 @@ def tune(
     fresh: bool = False,
     driver: str = "",
 ) -> Entry:
-    """Search, store one entry per workload, and return that of the first. One config serves all
-    workloads: the one with the least time, by their weights. ``fresh`` forgets an earlier run;
-    ``driver`` is written into the entry."""
+    """Search, store one entry per workload, and return that of the first. The config with the least
+    time over all workloads, by weight, serves those where no other one pays beyond doubt.
+    ``fresh`` forgets an earlier run; ``driver`` is written into the entry."""
     if not workloads:
         raise UsageError(f"no workload was given for {problem}")
     usable = families_for(problem, target, tuple(families))
@@ -106,12 +109,29 @@ def conclude(found: Exploration) -> Learned:
     if not standings:
         raise _nothing_works(found, lap.failures)
     winner = standings[0].key
-    learned = Learned(
-        winner, lap.measurements(winner), tuple(standings), True, lap.rounds, lap.disturbed
-    )
-    found.settle(winner, learned.measurements)
+    sizes = lap.sizes()
+    preference = {c: (*found.weight(c), str(c)) for c in sizes[0]}
+    few = choose(sizes, [w.weight for w in found.workloads], winner, preference)
+    places = [
+        Place(
+            c, lap.measurements(c)[index],
+            standings if c == winner else around(sizes[index], c, preference),
+            few.regret[index], *_default(found, sizes[index]),
+        )
+        for index, c in enumerate(few.chosen)
+    ]
+    found.settle(winner, lap.measurements(winner))
     found.report("done", candidate=winner)
-    return learned
+    return Learned(tuple(places), True, few, lap.rounds, lap.disturbed)
+
+
+def _default(
+    found: Exploration, samples: Mapping[Candidate, Sequence[float]]
+) -> tuple[str, float]:
+    """The family of the fastest default on one workload, and its time; 0 when none ran."""
+    ran = [(median(samples[c]), c.family.name) for c in found.defaults if c in samples]
+    us, family = min(ran, default=(0.0, ""))
+    return family, us
 
 
 def _heat(pool: Pool) -> Heat:
@@ -136,7 +156,8 @@ def _interrupted(found: Exploration, store: Store, driver: str) -> Interrupted:
     entries: tuple[Entry, ...] = ()
     if best and (stored is None or stored in found.trials):
         trial = found.trials[best]
-        entries = entries_of(Learned(best, trial.measurements, (), False), found, driver)
+        places = tuple(Place(best, m) for m in trial.measurements)
+        entries = entries_of(Learned(places, False), found, driver)
         store.put(*entries)
     return Interrupted(
         f"stopped after {found.explorer.tried} candidates, which are kept"

@@ -83,6 +83,22 @@ def rank(
     fastest = _fastest(samples, preference)
     behind = {k: gap(samples[fastest], samples[k]) for k in samples}
     winner = min((k for k in samples if behind[k].slower <= MARGIN), key=lambda k: preference[k])
+    return _standings(samples, winner, behind, preference)
+
+
+def around(
+    samples: Mapping[K, Sequence[float]], chosen: K, preference: Mapping[K, Any]
+) -> list[Standing[K]]:
+    """The same with a winner that was chosen for other reasons too."""
+    fastest = _fastest(samples, preference)
+    behind = {k: gap(samples[fastest], samples[k]) for k in samples}
+    return _standings(samples, chosen, behind, preference)
+
+
+def _standings(
+    samples: Mapping[K, Sequence[float]], winner: K, behind: Mapping[K, Gap],
+    preference: Mapping[K, Any],
+) -> list[Standing[K]]:
     standings = [
         Standing(k, median(samples[k]), gap(samples[winner], samples[k]), ties(behind[k]))
         for k in samples

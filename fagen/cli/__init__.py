@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import typer
 
-from fagen.cli import capturing, drawing, history, kernel, knowledge, machine, search
+from fagen.cli import capturing, checking, drawing, history, kernel, knowledge, machine, search
 from fagen.errors import INTERRUPTED, FagenError, UsageError
 
 app = typer.Typer(
@@ -29,7 +29,7 @@ VERBS = (
     machine.doctor, machine.devices,
     kernel.space, kernel.render, kernel.build, kernel.verify, kernel.measure,
     search.tune, knowledge.list_, knowledge.explain, knowledge.emit, search.bench, drawing.draw,
-    history.report, history.export, capturing.capture,
+    history.report, history.export, capturing.capture, checking.check,
 )
 for verb in VERBS:
     app.command(verb.__name__.strip("_"))(verb)

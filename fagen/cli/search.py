@@ -14,8 +14,9 @@ from fagen.cli.output import print_json, table
 from fagen.errors import UsageError
 
 if TYPE_CHECKING:
-    from fagen.model import Entry, Workload
+    from fagen.model import Entry, Target, Workload
     from fagen.spec import Job
+    from fagen.store import Store
 
 Problems = Annotated[
     list[str] | None,
@@ -104,16 +105,26 @@ def tune(
     found: list[Entry] = []
     with session.pool(device, jobs) as pool, Reporter(quiet) as report:
         for job, usable in zip(todo, chosen, strict=True):
-            found.append(search(
+            search(
                 job.problem, job.workloads, wanted, usable, pool, store, journals, budget, report,
                 fresh=fresh, driver=device.driver,
-            ))
+            )
+            found += _stored(store, job, wanted)
     if as_json:
         print_json(entries=found, written=sorted({store.path_for(entry) for entry in found}))
         return
     print(table(("problem", "workload", "us", "TFLOP/s", "family", "config"), map(_row, found)))
     for path in sorted({store.path_for(entry) for entry in found}):
         print(path)
+
+
+def _stored(store: Store, job: Job, wanted: Target) -> list[Entry]:
+    """The entries of a job, in its order."""
+    here = {
+        str(e.workload): e for e in store.entries()
+        if e.problem == job.problem and e.target.facts() == wanted.facts()
+    }
+    return [here[str(workload)] for workload in job.workloads]
 
 
 def _row(entry: Entry) -> tuple[object, ...]:

@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -192,20 +193,52 @@ def test_several_families_share_the_trials_and_the_faster_gets_most(bench: Bench
     assert {c.family.name for c in pool.lapped} == {"slower", "synthetic"}  # both defaults
 
 
-def test_several_workloads_share_one_config_by_weight(bench: Bench) -> None:
-    """Small tiles are best for the one, large tiles for the other: the weights decide."""
-    short, long = Workload(1, 8, 8, 512, 512, 1.0), Workload(1, 8, 8, 4096, 4096, 9.0)
+SHORT, LONG = Workload(1, 8, 8, 512, 512, 1.0), Workload(1, 8, 8, 4096, 4096, 9.0)
 
+
+def apart(by: float) -> Callable[[Candidate, Workload], float]:
+    """Small tiles are best for the one size, large tiles for the other, so many percent apart."""
     def times(c: Candidate, w: Workload) -> float:
         gap = abs(c.config.block_m - (64 if w.seqlen_q == 512 else 192))
-        return 100.0 + gap / 2 + c.config.unroll
+        return 100.0 + by * gap / 128 + c.config.unroll
 
-    entry = bench.tune(FakePool(times=times), workloads=[short, long], trials=60)
+    return times
+
+
+def test_several_workloads_share_one_config_by_weight(bench: Bench) -> None:
+    pool = FakePool(times=apart(1.0), noise=0.0005)
+    entry = bench.tune(pool, workloads=[SHORT, LONG], trials=60)
     assert entry.config["block_m"] == 192
     stored = bench.store.entries()
-    assert {str(e.workload): e.workload.weight for e in stored} == {str(short): 1.0, str(long): 9.0}
+    assert {str(e.workload): e.workload.weight for e in stored} == {str(SHORT): 1.0, str(LONG): 9.0}
     assert len({tuple(e.config.items()) for e in stored}) == 1
     assert stored[0].measurement.median_us != stored[1].measurement.median_us
+    summary = entry.provenance["search"]
+    assert summary["configs"] == 1
+    assert summary["regret"] == pytest.approx(0.01, abs=0.005)
+    assert summary["regret_worst"] == summary["one_config_worst"]
+
+
+def test_a_workload_gets_its_own_config_where_it_pays(bench: Bench) -> None:
+    pool = FakePool(times=apart(30.0))
+    bench.tune(pool, workloads=[SHORT, LONG], trials=60)
+    stored = {str(e.workload): e for e in bench.store.entries()}
+    assert {w: e.config["block_m"] for w, e in stored.items()} == {str(SHORT): 64, str(LONG): 192}
+    for entry in stored.values():
+        summary = entry.provenance["search"]
+        assert summary["configs"] == 2
+        assert summary["regret_worst"] < 0.02
+        assert summary["one_config_worst"] == pytest.approx(0.3, abs=0.03)
+        assert summary["one_config_mean"] == pytest.approx(0.03, abs=0.01)
+        own = Space(PROBLEM, TARGET, FAMILY).candidate(entry.config)
+        expected = apart(30.0)(own, entry.workload)
+        assert entry.measurement.median_us == pytest.approx(expected, rel=0.03)
+        default = apart(30.0)(FAMILY.default(PROBLEM, TARGET), entry.workload)
+        assert summary["default_us"] == pytest.approx(default, rel=0.03)
+        assert entry.runners_up
+        assert all(r["config"] != entry.config for r in entry.runners_up)
+    assert all(not r["tie"] for r in stored[str(SHORT)].runners_up
+               if r["config"]["block_m"] == 192)
 
 
 # --- failures ----------------------------------------------------------------------------------
