@@ -497,6 +497,64 @@ def test_threads_and_forks(package: Any) -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
+def test_spawned_processes(package: Any, folder: Path) -> None:
+    """A child of torch.multiprocessing imports the package anew and gives the same bytes."""
+    given = tensors()
+    expected = package.attention(*given, causal=True)
+    (folder.parent / "spawned_work.py").write_text(
+        f"import {NAME}\n"
+        "def work(rank, given, out):\n"
+        f"    out[rank] = {NAME}.attention(*given, causal=True)\n")
+    done = in_a_child(folder, (
+        "import torch\nfrom spawned_work import work\n"
+        "if __name__ == '__main__':\n"
+        "    made = torch.Generator().manual_seed(0)\n"
+        "    given = [torch.randn(2, h, 7, 8, generator=made) for h in (4, 2, 2)]\n"
+        "    out = torch.zeros(2, 2, 4, 7, 8).share_memory_()\n"
+        "    torch.multiprocessing.spawn(work, (given, out), nprocs=2)\n"
+        f"    torch.save(out.clone(), {str(folder.parent / 'spawned.pt')!r})\n"))
+    assert done.returncode == 0, done.stderr
+    for out in torch.load(folder.parent / "spawned.pt"):
+        assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_runs_the_forward_again(package: Any, reentrant: bool) -> None:
+    """Also for the log-sum-exp, and nested in a function with work of its own."""
+    from torch.utils.checkpoint import checkpoint
+
+    def block(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        runs.append(1)
+        out, lse = package.attention(q.sin(), k, v, window=(2, 1), return_lse=True)
+        return (out * lse[..., None]).cos()
+
+    runs: list[int] = []
+    given = tensors(grad=True)
+    expected = torch.autograd.grad(block(*given).sum(), given)
+    runs.clear()
+    again = checkpoint(block, *given, use_reentrant=reentrant)
+    again.sum().backward()
+    assert len(runs) == 2
+    torch.testing.assert_close([x.grad for x in given], list(expected), atol=0, rtol=0)
+
+
+def test_autocast_lowers_what_it_is_given(package: Any) -> None:
+    """The kernel that is asked for is one of the lower type, as for torch's own attention."""
+    given = tensors(grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with pytest.raises(package.NoKernel, match="serves fwd-bf16-d8-causal"):
+            package.attention(*given, causal=True)
+        with torch.autocast("cpu", enabled=False):
+            assert package.attention(*given, causal=True).dtype is torch.float32
+        mixed = given[0], given[1].bfloat16(), given[2]
+        out = package.attention(*mixed, causal=True, fallback="sdpa")
+        assert out.dtype is torch.bfloat16
+    grads = torch.autograd.grad(out.float().sum(), given)
+    expected = torch.autograd.grad(package.attention(*given, causal=True).sum(), given)
+    assert all(grad.dtype is torch.float32 for grad in grads)
+    torch.testing.assert_close(grads, expected, atol=5e-2, rtol=5e-2)
+
+
 # --- torch's own function ------------------------------------------------------------------------
 
 
