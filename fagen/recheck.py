@@ -21,6 +21,7 @@ from fagen.winner import MARGIN, Gap
 MOVED = 0.03  # against the default: a larger shift is news
 DRIFT = 0.05  # of winner and default alike
 _LEAST_CALM = 0.5  # of the rounds, or the lap says nothing
+_WIDE = 0.2  # nor where an interval is wider
 
 STEADY, MACHINE, MOVED_WORD, LOST, FAILED, UNSURE = (
     "steady", "machine", "moved", "lost", "failed", "disturbed"
@@ -62,9 +63,9 @@ def recheck(
                        updated=_updated(entry, kernel, pool, driver))
     samples = {c: pool.lap_samples[c] for c in (kernel, default)}
     calm = winner.calm(samples)
-    if len(calm) < _LEAST_CALM * rounds:
-        return Finding(entry, UNSURE, f"{rounds - len(calm)} of {rounds} rounds were disturbed by "
-                       "something else; close other programs and check again")
+    loud = _loud(entry, len(calm), rounds, winner.gap(samples[kernel], samples[default]))
+    if loud:
+        return Finding(entry, UNSURE, loud)
     quiet = {c: [times[r] for r in calm] for c, times in samples.items()}
     return _judge(entry, quiet[kernel], quiet[default], kernel == default,
                   _updated(entry, kernel, pool, driver))
@@ -77,6 +78,21 @@ def _default(entry: Entry, kernel: Candidate, families: Sequence[Family]) -> Can
         if runner.get("default") and runner["family"] == name:
             return candidate(replace(entry, family=name, config=runner["config"]), families)
     return kernel
+
+
+def _loud(entry: Entry, calm: int, rounds: int, gap: Gap) -> str:
+    """Why nothing can be said, then or now; empty when it can."""
+    stored = entry.measurement
+    if stored.high_us > stored.low_us * (1 + _WIDE):
+        return (f"it was timed under load: quartiles {stored.low_us:.1f} to {stored.high_us:.1f} "
+                "us; tune again")
+    if calm < _LEAST_CALM * rounds:
+        return (f"{rounds - calm} of {rounds} rounds were disturbed by something else; close other "
+                "programs and check again")
+    if 1 + gap.high > (1 + gap.low) * (1 + _WIDE):
+        return (f"the default is {gap.low:+.1%} to {gap.high:+.1%} slower, too wide to judge; "
+                "close other programs and check again")
+    return ""
 
 
 def _judge(

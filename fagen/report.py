@@ -97,6 +97,7 @@ class Page:
         says = f"{len(s.told)} candidates tried, {len(failed)} failed"
         if best and best.trial.score is not None:
             says += f"; the best took {best.trial.score:,.1f} us"
+            says += " over all sizes, by weight" if len(s.workloads) > 1 else ""
         sizes = ", ".join(f"{w} (weight {w.weight:g})" for w in s.workloads)
         parts = [f"<h2>{escape(str(s.problem))} on {escape(s.target.name)}</h2>",
                  f"<p>{escape(sizes)}. {says}.</p>"]

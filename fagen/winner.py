@@ -89,9 +89,8 @@ def rank(
 def around(
     samples: Mapping[K, Sequence[float]], chosen: K, preference: Mapping[K, Any]
 ) -> list[Standing[K]]:
-    """The same with a winner that was chosen for other reasons too."""
-    fastest = _fastest(samples, preference)
-    behind = {k: gap(samples[fastest], samples[k]) for k in samples}
+    """The same with a winner that was chosen for other reasons too: ties are those of its own."""
+    behind = {k: gap(samples[chosen], samples[k]) for k in samples}
     return _standings(samples, chosen, behind, preference)
 
 

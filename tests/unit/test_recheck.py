@@ -104,6 +104,21 @@ def test_a_lap_under_load_says_nothing(entry: Entry) -> None:
     assert (found.verdict, found.is_news) == ("disturbed", False)
 
 
+def test_times_that_were_stored_under_load_say_nothing(entry: Entry) -> None:
+    us = entry.measurement.median_us
+    loud = dataclasses.replace(
+        entry, measurement=dataclasses.replace(entry.measurement, low_us=us, high_us=1.5 * us)
+    )
+    found = again(loud, FakePool(times=times(entry, 1.07)))
+    assert (found.verdict, found.is_news) == ("disturbed", False)
+    assert "timed under load" in found.says
+
+
+def test_an_interval_that_is_too_wide_says_nothing(entry: Entry) -> None:
+    found = again(entry, FakePool(noise=0.4, seed=3))
+    assert found.verdict == "disturbed"
+
+
 def test_the_default_itself_has_nothing_beside_it(entry: Entry) -> None:
     default = FAMILY.default(PROBLEM, TARGET)
     us = true_us(default)

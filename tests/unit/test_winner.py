@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from fagen.winner import WIDEST, calm, gap, hopeless, rank
+from fagen.winner import WIDEST, around, calm, gap, hopeless, rank
 
 
 def lap(factors: dict[str, float], noise: float, rounds: int, seed: int) -> dict[str, list[float]]:
@@ -91,3 +91,12 @@ def test_one_who_is_unlucky_does_not_spoil_the_round() -> None:
     samples = {key: [100.0] * 20 for key in "abc"}
     samples["b"][7] = 400.0
     assert calm(samples) == list(range(20))
+
+
+def test_a_winner_that_was_chosen_has_ties_of_its_own() -> None:
+    """Those who are faster are among them: they were not taken for other reasons."""
+    samples = lap({"a": 1.0, "b": 1.012, "c": 1.013, "d": 1.2}, 0.002, 30, 7)
+    standings = around(samples, "b", PREFERENCE)
+    assert [s.key for s in standings] == ["b", "a", "c", "d"]
+    assert {s.key for s in standings if s.tie} == {"a", "b", "c"}
+    assert standings[1].gap.slower == pytest.approx(-0.012, abs=0.004)
