@@ -53,6 +53,25 @@ int end_of_keys(const Pattern &pattern, int q0, int q1) {
   if constexpr (IntervalPattern<Pattern>) return pattern.keys(q0, q1).end;
   else return pattern.seqlen_kv;
 }
+
+// The part of keys [k0, k1) that some of the rows need, to within STEP keys of either end. Few keys
+// of a tile may be wanted: those of a narrow random block, or a few global ones.
+template <int STEP, class Pattern>
+Range needed_keys(const Pattern &pattern, int q0, int q1, int k0, int k1) {
+  if constexpr (IntervalPattern<Pattern>) {
+    const Range keys = pattern.keys(q0, q1);
+    return Range{k0, keys.begin < k1 ? min_of(k1, keys.end) : k0};
+  }
+  const int first = pattern.next_key(q0, q1, k0);
+  if (first >= k1) return Range{k0, k0};
+  const int begin = k0 + (first - k0) / STEP * STEP;
+  for (int end = k1;;) {
+    const int last = begin + (end - begin - 1) / STEP * STEP;
+    if (last == begin || pattern.next_key(q0, q1, last) < end) return Range{begin, end};
+    end = last;
+  }
+}
+
 template <class Pattern>
 int end_of_queries(const Pattern &pattern, int k0, int k1) {
   if constexpr (IntervalPattern<Pattern>) return pattern.queries(k0, k1).end;
