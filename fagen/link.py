@@ -23,7 +23,7 @@ __all__ = ["Part", "find_cc", "link", "table"]
 
 HEADERS = ("fagen.h", "fagen_plan.h")  # of the runtime folder
 SHARED_HEADERS = ("params.h", "host.h")  # of templates/device: kernels see them too
-RUNTIME = ("launcher.c", "isa.c", "cuda.c", "threads.c")
+RUNTIME = ("launcher.c", "isa.c", "cuda.c", "threads.c", "openmp.c")
 _COMPILE = (
     "-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-c",
 )

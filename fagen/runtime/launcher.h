@@ -28,6 +28,10 @@ int32_t fagen_usable_cores(void);
 void fagen_parallel(int32_t threads, void (*body)(void *arg, int32_t thread, int32_t threads),
                     void *arg);
 
+/* openmp.c: 1 when the process has an OpenMP team and it did the job, else 0. */
+int fagen_openmp_parallel(int32_t threads,
+                          void (*body)(void *arg, int32_t thread, int32_t threads), void *arg);
+
 /* cuda.c: everything that needs the CUDA driver. `p` has its work pointers filled; region i is
  * bytes[i] long. */
 int fagen_cuda_serves(const struct fagen_kernel *kernel, int device);

@@ -1,6 +1,6 @@
-/* A team of threads for host kernels. Made when first needed, it spins briefly after each job and
- * then sleeps; after a while without work it ends. One job runs at a time: a call from a second
- * thread, or from inside a job, does its whole job alone. */
+/* A team of threads for host kernels, where the process has none (openmp.c). Made when first needed,
+ * it spins briefly after each job and then sleeps; after a while without work it ends. One job runs
+ * at a time: a call from a second thread, or from inside a job, does its whole job alone. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <sched.h>
@@ -168,6 +168,7 @@ int32_t fagen_usable_cores(void) {
 }
 
 void fagen_parallel(int32_t threads, body_type body, void *arg) {
+  if (threads > 1 && fagen_openmp_parallel(threads, body, arg)) return;
   if (threads > MOST_THREADS || threads < 2 || atomic_flag_test_and_set(&team.busy)) {
     for (int32_t thread = 0; thread < threads; thread++) body(arg, thread, threads);
     return;

@@ -497,6 +497,30 @@ def test_threads_and_forks(package: Any) -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
+SHARED_TEAM = """
+import os, sys, torch
+sys.path.insert(0, sys.argv[1])
+package = __import__(sys.argv[2])
+torch.set_num_threads(3)
+q = torch.randn(2, 4, 300, 8)
+(torch.randn(400, 400) @ torch.randn(400, 400)).exp().sum()  # torch's team exists now
+torch.randn(1 << 20).exp_()
+before = len(os.listdir("/proc/self/task"))
+package.attention(q, q, q, causal=True)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+def test_torchs_own_threads_do_the_work(folder: Path) -> None:
+    """A second team would fight torch's spinning threads for the cores."""
+    ran = subprocess.run(
+        [sys.executable, "-c", SHARED_TEAM, str(folder.parent), folder.name],
+        capture_output=True, text=True, timeout=120,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert int(ran.stdout) <= 0  # OpenMP lets threads go that a smaller team has no use for
+
+
 def test_spawned_processes(package: Any, folder: Path) -> None:
     """A child of torch.multiprocessing imports the package anew and gives the same bytes."""
     given = tensors()
