@@ -46,7 +46,8 @@ def main() -> None:
     problems = [f"{op}-{dtype}-d{dim}-{p}" for p in ("causal", "dense") for op in ("fwd", "bwd")]
     sizes = ("--heads", str(heads), "--seqlen", str(seqlen))
     print(fagen("tune", *problems, *sizes, "--effort", "quick", "--minutes", MINUTES))
-    print(fagen("emit", "-o", str(FOLDER / NAME)))
+    ours = [word for problem in problems for word in ("--problem", problem)]
+    print(fagen("emit", "-o", str(FOLDER / NAME), *ours))
     # The package needs torch and nothing of fagen: a fresh process, started in the folder.
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("FAGEN", "PYTHONPATH"))}
     script = str(Path(__file__).resolve())

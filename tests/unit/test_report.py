@@ -16,7 +16,7 @@ import optuna
 import pytest
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 
-from fagen import charts
+from fagen import charts, paths
 from fagen.budget import Budget
 from fagen.charts import Mark
 from fagen.cli import main
@@ -314,6 +314,7 @@ def test_csv_has_a_row_per_candidate_and_workload(found: tuple[Search, ...]) -> 
 def data(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A data folder with searches of a real family, on the CPU table of targets."""
     monkeypatch.setenv("FAGEN_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(paths, "tuned", lambda: tmp_path / "shipped")  # nothing comes with fagen
     monkeypatch.setattr(os, "fsync", lambda handle: None)
     problem, target = Problem.parse("fwd-fp32-d64-causal"), Target.known("x86-64-v3")
     assert families_for(problem, target) == (family_named("cpu"),)
