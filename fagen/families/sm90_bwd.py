@@ -219,7 +219,7 @@ _RULES = (
 
 
 def _preferred(problem: Problem) -> Iterator[Config]:
-    """What was fastest on an H200 first; later ones serve wider heads."""
+    """What should be fast first, not timed yet; later ones serve wider heads."""
     order = "by_head" if str(problem.pattern) == "dense" else "heavy_first"
     ordered = "deterministic" in problem.features
     if not ordered:
