@@ -16,7 +16,7 @@ help:
 	@echo "make test         check, then every test that this machine can run"
 	@echo "make check        ruff, mypy and the tests of the module layers"
 	@echo "make test-gpu     the GPU tests; fails without a GPU"
-	@echo "make compile-all  build every family and pattern, also for hardware that is not here"
+	@echo "make compile-all  compile every default kernel for every GPU (hours), and write the table"
 	@echo "make pycuda       build PyCUDA, also where there is no driver to link it with"
 	@echo "make snapshots    rewrite the rendered sources under tests/snapshots"
 	@echo "make docs         rewrite docs/cli.md from --help"
@@ -61,7 +61,7 @@ test-gpu: $(STAMP)
 	$(PY) -m pytest --complete tests/gpu
 
 compile-all: $(STAMP)
-	$(PY) -m pytest --complete -n auto --dist loadfile tests/compile
+	$(PY) bench/compile_table.py bench/results/compile-table.csv
 
 snapshots: $(STAMP)
 	$(PY) -m pytest -q tests/unit/test_snapshots.py --update-snapshots
