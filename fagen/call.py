@@ -17,10 +17,11 @@ from fagen.model import Problem
 
 def parameters(problem: Problem, case: Case, tensors: Mapping[str, Tensor]) -> Params:
     """``fagen_params`` over tensors [batch, head, row, dim]; absent tensors are null."""
-    w = case.workload
+    w = case.workload.of(problem)
     params = Params(
         batch=w.batch, heads=w.heads, kv_heads=w.kv_heads, seqlen_q=w.seqlen_q,
         seqlen_kv=w.seqlen_kv, scale=case.scale_for(problem),
+        total_q=w.total_q, total_kv=w.total_kv,
     )
     for name, tensor in tensors.items():
         if name in TENSORS:

@@ -23,7 +23,7 @@ import fagen
 from fagen import link as linker
 from fagen import paths
 from fagen.errors import FagenError, UsageError
-from fagen.kerneltable import Part
+from fagen.kerneltable import Part, mean_sizes
 from fagen.model import Entry
 from fagen.patterns import UNBOUNDED, Band
 
@@ -184,7 +184,8 @@ def _options(entry: Entry) -> dict[str, Any]:
         "right": problem.pattern.right if band else UNBOUNDED,
         "top_left": band and problem.pattern.top_left,
         "deterministic": "deterministic" in problem.features,
-        "sizes": [w.batch, w.heads, w.kv_heads, w.seqlen_q, w.seqlen_kv],
+        "varlen": "varlen" in problem.features,
+        "sizes": mean_sizes(w),
     }
 
 

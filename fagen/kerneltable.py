@@ -83,7 +83,8 @@ def _kernel(i: int, part: Part) -> str:
         "dtype": list(DTYPES).index(problem.dtype),  # the order of enum fagen_dtype
         "head_dim": problem.head_dim,
         "head_dim_v": problem.head_dim_v,
-        "tuned": _sizes(part.workload),
+        "varlen": int("varlen" in problem.features),
+        "tuned": _sizes(part),
         "region_count": len(plan.regions),
         "step_count": len(plan.steps),
         "region": _array(map(_region, plan.regions)),
@@ -119,10 +120,16 @@ def _array(items: Iterable[str]) -> str:
     return "{" + ", ".join(items) + "}"
 
 
-def _sizes(w: Workload | None) -> str:
-    if w is None:
+def _sizes(part: Part) -> str:
+    if part.workload is None:
         return "{0}"
-    return f"{{{w.batch}, {w.heads}, {w.kv_heads}, {w.seqlen_q}, {w.seqlen_kv}}}"
+    return _array(str(n) for n in mean_sizes(part.workload))
+
+
+def mean_sizes(w: Workload) -> list[int]:
+    """Batch, heads, key/value heads and the lengths, of packed sequences the mean ones."""
+    lengths = (max(1, rows // w.batch) for rows in (w.rows_q, w.rows_kv))
+    return [w.batch, w.heads, w.kv_heads, *lengths]
 
 
 def _product(product: Product) -> str:

@@ -39,6 +39,10 @@ class Params(ctypes.Structure):
         ("seqlen_q", ctypes.c_int32),
         ("seqlen_kv", ctypes.c_int32),
         ("scale", ctypes.c_float),
+        ("cu_q", ctypes.c_void_p),
+        ("cu_kv", ctypes.c_void_p),
+        ("total_q", ctypes.c_int32),
+        ("total_kv", ctypes.c_int32),
     )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fagen.errors import UsageError
+from fagen.packing import draw
 from fagen.patterns import Pattern, parse_pattern
 
 if TYPE_CHECKING:
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 OPS = ("fwd", "bwd")
 DTYPES = {"fp32": 4, "fp16": 2, "bf16": 2}  # bytes per element
-FEATURES = ("deterministic",)
+FEATURES = ("deterministic", "varlen")
 HEAD_DIM_STEP = 8
 HEAD_DIM_MAX = 256
 
@@ -88,7 +90,12 @@ class Problem:
 
 @dataclass(frozen=True, order=True)
 class Workload:
-    """Run-time sizes, and how much this size counts among several."""
+    """Run-time sizes, and how much this size counts among several.
+
+    With ``total_q`` rows it is a packed batch: ``batch`` sequences, the longest as long as the
+    lengths say, drawn so that they come to the totals. A problem for packed sequences takes any
+    other workload as sequences of equal length.
+    """
 
     batch: int
     heads: int
@@ -96,12 +103,14 @@ class Workload:
     seqlen_q: int
     seqlen_kv: int
     weight: float = 1.0
+    total_q: int = 0  # 0: not packed
+    total_kv: int = 0
 
     def __post_init__(self) -> None:
-        for f in fields(self)[:-1]:
-            value = getattr(self, f.name)
+        for name in ("batch", "heads", "kv_heads", "seqlen_q", "seqlen_kv"):
+            value = getattr(self, name)
             if not isinstance(value, int) or not 1 <= value < 2**31:
-                raise UsageError(f"{f.name} {value!r} is not a positive 32-bit integer")
+                raise UsageError(f"{name} {value!r} is not a positive 32-bit integer")
         if self.heads % self.kv_heads:
             raise UsageError(
                 f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}",
@@ -109,15 +118,25 @@ class Workload:
             )
         if not self.weight > 0:
             raise UsageError(f"weight {self.weight!r} is not positive")
+        for total, longest in ((self.total_q, self.seqlen_q), (self.total_kv, self.seqlen_kv)):
+            if self.packed and not longest <= total <= min(self.batch * longest, 2**31 - 1):
+                raise UsageError(
+                    f"{total} rows in all do not fit {self.batch} sequences, the longest of "
+                    f"{longest} rows", f"from {longest} to {self.batch * longest}"
+                )
 
     def __str__(self) -> str:
-        heads = f"h{self.heads}" + (f"x{self.kv_heads}" if self.kv_heads != self.heads else "")
-        seqlen = f"s{self.seqlen_q}" + (
-            f"x{self.seqlen_kv}" if self.seqlen_kv != self.seqlen_q else ""
+        heads, seqlen, total = (
+            f"{a}" + (f"x{b}" if b != a else "") for a, b in (
+                (self.heads, self.kv_heads), (self.seqlen_q, self.seqlen_kv),
+                (self.total_q, self.total_kv))
         )
-        return f"b{self.batch}-{heads}-{seqlen}"
+        return f"b{self.batch}-h{heads}-s{seqlen}" + (f"-t{total}" if self.packed else "")
 
-    _SLUG = re.compile(r"b(N)-h(N)(?:x(N))?-s(N)(?:x(N))?".replace("N", r"\d{1,10}"), re.ASCII)
+    _SLUG = re.compile(
+        r"b(N)-h(N)(?:x(N))?-s(N)(?:x(N))?(?:-t(N)(?:x(N))?)?".replace("N", r"[1-9]\d{0,9}"),
+        re.ASCII,
+    )
 
     @classmethod
     def parse(cls, slug: str, weight: float = 1.0) -> Workload:
@@ -125,16 +144,52 @@ class Workload:
         if match is None:
             raise UsageError(
                 f"cannot read the workload {slug!r}",
-                "bBATCH-hHEADS[xKV_HEADS]-sSEQLEN[xSEQLEN_KV], for example b4-h32x8-s8192",
+                "bBATCH-hHEADS[xKV_HEADS]-sSEQLEN[xSEQLEN_KV][-tTOTAL[xTOTAL_KV]], for example "
+                "b4-h32x8-s8192, or b64-h16-s16384-t65536 for packed sequences",
             )
-        b, h, hk, s, sk = match.groups()
-        return cls(int(b), int(h), int(hk or h), int(s), int(sk or s), weight)
+        b, h, hk, s, sk, t, tk = match.groups()
+        return cls(int(b), int(h), int(hk or h), int(s), int(sk or s), weight,
+                   int(t or 0), int(tk or t or 0))
+
+    @property
+    def packed(self) -> bool:
+        return bool(self.total_q or self.total_kv)
+
+    def of(self, problem: Problem) -> Workload:
+        """As kernels for this problem take it."""
+        if "varlen" not in problem.features:
+            if self.packed:
+                raise UsageError(f"{self} is a packed batch, which {problem} does not take",
+                                 f"{problem}+varlen does")
+            return self
+        if self.packed:
+            return self
+        return replace(self, total_q=self.rows_q, total_kv=self.rows_kv)
+
+    @property
+    def rows_q(self) -> int:
+        """Of one head, over the batch."""
+        return self.total_q or self.batch * self.seqlen_q
+
+    @property
+    def rows_kv(self) -> int:
+        return self.total_kv or self.batch * self.seqlen_kv
+
+    def lengths(self) -> tuple[tuple[int, int], ...]:
+        """Queries and keys of each sequence."""
+        if not self.packed:
+            return ((self.seqlen_q, self.seqlen_kv),) * self.batch
+        sizes = (self.seqlen_q, self.total_q), (self.seqlen_kv, self.total_kv)
+        same = sizes[0] == sizes[1]
+        queries, keys = (draw(self.batch, longest, total, "" if same else name)
+                         for name, (longest, total) in zip(("q", "kv"), sizes, strict=True))
+        return tuple(zip(queries, keys, strict=True))
 
     def kept(self, problem: Problem) -> int:
         """Score elements that the pattern keeps, over all heads."""
-        return (
-            self.batch * self.heads * problem.pattern.count_kept(self.seqlen_q, self.seqlen_kv)
-        )
+        lengths = Counter(self.of(problem).lengths())
+        count = problem.pattern.count_kept
+        return self.heads * sum(n * count(q, kv) for (q, kv), n in lengths.items() if q and kv)
 
     def flops(self, problem: Problem) -> int:
         """A multiply-add counts two; only kept scores count. The backward has five products."""
@@ -144,8 +199,8 @@ class Workload:
 
     def min_bytes(self, problem: Problem) -> int:
         """The least an exact kernel moves: every input read once, every output written once."""
-        q = self.batch * self.heads * self.seqlen_q
-        kv = self.batch * self.kv_heads * self.seqlen_kv
+        q = self.heads * self.rows_q
+        kv = self.kv_heads * self.rows_kv
         qkv = q * problem.head_dim + kv * (problem.head_dim + problem.head_dim_v)
         o = q * problem.head_dim_v
         if problem.op == "fwd":

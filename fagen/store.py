@@ -113,7 +113,10 @@ def distance(a: Workload, b: Workload) -> float:
     the sharing of keys a quarter. Zero means the same sizes."""
     heads = _octaves(a.batch * a.heads, b.batch * b.heads)
     group = _octaves(a.heads // a.kv_heads, b.heads // b.kv_heads)
-    lengths = _octaves(a.seqlen_q, b.seqlen_q) + _octaves(a.seqlen_kv, b.seqlen_kv)
+    longest = _octaves(a.seqlen_q, b.seqlen_q) + _octaves(a.seqlen_kv, b.seqlen_kv)
+    mean = (_octaves(a.rows_q / a.batch, b.rows_q / b.batch)
+            + _octaves(a.rows_kv / a.batch, b.rows_kv / b.batch))
+    lengths = (longest + mean) / 2  # one and the same where sequences are not packed
     return lengths + heads / 2 + group / 4
 
 

@@ -63,7 +63,8 @@ WorkloadSlug = Annotated[
     str | None,
     typer.Option(
         "--workload", metavar="SIZES",
-        help="All sizes in one word: bBATCH-hHEADS[xKV_HEADS]-sSEQLEN[xSEQLEN_KV].",
+        help="All sizes in one word: bBATCH-hHEADS[xKV_HEADS]-sSEQLEN[xSEQLEN_KV]"
+             "[-tTOTAL[xTOTAL_KV]]; -t: packed sequences, the longest of SEQLEN, TOTAL in all.",
     ),
 ]
 

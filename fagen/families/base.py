@@ -61,10 +61,15 @@ class Factor:
     arg: int = 1
 
     def value(self, w: Workload) -> int:
-        tiles_q, tiles_kv = -(-w.seqlen_q // self.arg), -(-w.seqlen_kv // self.arg)
+        """A packed batch counts as one entry, whose tiles are its slots."""
+        if w.packed:
+            slots = w.total_q // self.arg + w.batch, w.total_kv // self.arg + w.batch
+        else:
+            slots = -(-w.seqlen_q // self.arg), -(-w.seqlen_kv // self.arg)
+        (tiles_q, tiles_kv), entries = slots, 1 if w.packed else w.batch
         return {
             "one": self.arg,
-            "batch": w.batch * self.arg,
+            "batch": entries * self.arg,
             "heads": w.heads * self.arg,
             "kv_heads": w.kv_heads * self.arg,
             "q_tiles": tiles_q,
@@ -154,8 +159,10 @@ class Rule:
     holds: Callable[[Candidate], bool]
 
 
-# What a family's kernels serve, if not everything: element types, then patterns.
+# What a family's kernels serve, if not everything.
 HALVES = Rule("16-bit elements", lambda c: c.problem.element_bytes == 2)
+SEPARATE = Rule("sequences are not packed (+varlen)",
+                lambda c: "varlen" not in c.problem.features)
 BANDS = Rule("the pattern is a band: dense, causal or a window",
              lambda c: isinstance(c.problem.pattern, Band))
 

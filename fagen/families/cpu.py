@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from fagen.families.base import Family, Kernel, Plan, Rule, knob
+from fagen.families.base import SEPARATE, Family, Kernel, Plan, Rule, knob
 from fagen.model import Candidate, Problem, Target, Workload
 
 BASELINE = frozenset({"avx2", "f16c", "fma"})
@@ -87,6 +87,7 @@ DOT_RULE = Rule(
 )
 
 FORWARD_RULES = (
+    SEPARATE,
     DOT_RULE,
     Rule("the micro-tiles fit in the vector registers",
          lambda c: _fits(c, c.config.q_vectors, c.config.qk_rows, c.config.pv_rows)),
@@ -98,6 +99,7 @@ FORWARD_RULES = (
 )
 
 BACKWARD_RULES = (
+    SEPARATE,
     DOT_RULE,
     Rule("the query micro-tiles fit in the vector registers",
          lambda c: _fits(c, c.config.q_vectors, c.config.qk_rows, c.config.dq_rows)),

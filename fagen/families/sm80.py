@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from fagen.families.base import (
     HALVES,
+    SEPARATE,
     Family,
     Kernel,
     Plan,
@@ -63,6 +64,7 @@ def _forward_plan(c: Candidate) -> Plan:
 
 FORWARD_RULES = (
     HALVES,
+    SEPARATE,
     Rule("each warp owns whole blocks of 16 query rows: block_m is a multiple of 16 warps",
          lambda c: c.config.block_m % (16 * c.config.warps) == 0),
     Rule("the tiles fit the target's shared memory, min_ctas times per SM",

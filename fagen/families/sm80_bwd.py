@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fagen.families.base import (
     HALVES,
+    SEPARATE,
     Plan,
     Region,
     Rule,
@@ -65,6 +66,7 @@ def _deterministic(c: Candidate) -> bool:
 
 BACKWARD_RULES = (
     HALVES,
+    SEPARATE,
     Rule("kv_warps and dq_warps divide warps",
          lambda c: c.config.warps % c.config.kv_warps == 0 == c.config.warps % c.config.dq_warps),
     Rule("each warp owns whole blocks of 16 keys: block_n is a multiple of 16 kv_warps",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from fagen.families.base import (
     BANDS,
     HALVES,
+    SEPARATE,
     Family,
     Kernel,
     Plan,
@@ -102,6 +103,7 @@ def _unequal(pattern: Pattern) -> bool:
 FORWARD_RULES = (
     BANDS,
     HALVES,
+    SEPARATE,
     Rule("Q, the K and V stages and the staged O fit shared memory", _fits),
     Rule(
         "scores, probabilities and output leave a consumer thread 28 registers",

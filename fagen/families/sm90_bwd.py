@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fagen.families.base import (
     BANDS,
     HALVES,
+    SEPARATE,
     Kernel,
     Plan,
     Region,
@@ -197,6 +198,7 @@ def _bytes_moved(candidate: Candidate, w: Workload) -> int:
 _RULES = (
     BANDS,
     HALVES,
+    SEPARATE,
     Rule("split roles leave dQ to a warpgroup of its own",
          lambda c: c.config.roles == "rows" or c.config.own_dq),
     Rule("dQ can be cut into 64-row pieces among those who make it",

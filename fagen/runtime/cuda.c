@@ -218,14 +218,14 @@ static uint64_t stride_bytes(int64_t stride, int32_t extent, uint64_t element, u
 static int encode_map(const struct fagen_kernel *kernel, const struct fagen_params *p,
                       const struct fagen_map *map, struct tensor_map *out) {
   static const int types[] = {MAP_FLOAT32, MAP_FLOAT16, MAP_BFLOAT16}; /* by enum fagen_dtype */
-  const struct fagen_extent t = fagen_extent_of(p, map->tensor);
+  const struct fagen_extent t = fagen_extent_of(kernel, p, map->tensor);
   const uint64_t element = kernel->dtype == FAGEN_FP32 ? 4 : 2;
   const uint64_t row = (uint64_t)map->head_dim * element;
   const uint64_t dims[4] = {(uint64_t)map->head_dim, (uint64_t)t.rows, (uint64_t)t.heads,
-                            (uint64_t)p->batch};
+                            (uint64_t)t.batch};
   const uint64_t strides[3] = {stride_bytes(t.view->row_stride, t.rows, element, row),
                                stride_bytes(t.view->head_stride, t.heads, element, row),
-                               stride_bytes(t.view->batch_stride, p->batch, element, row)};
+                               stride_bytes(t.view->batch_stride, t.batch, element, row)};
   const uint32_t box[4] = {(uint32_t)map->box_dim, (uint32_t)map->box_rows, 1, 1};
   const uint32_t steps[4] = {1, 1, 1, 1};
   const int swizzle = map->swizzle == 128 ? 3 : map->swizzle / 32;
@@ -248,7 +248,7 @@ static int set_grid(const struct fagen_kernel *kernel, const struct fagen_step *
   static const int64_t limit[3] = {INT32_MAX, 65535, 65535};
   for (int i = 0; i < 3; i++) {
     int64_t value;
-    const int code = fagen_evaluate(&step->grid[i], p, &value);
+    const int code = fagen_evaluate(kernel, &step->grid[i], p, &value);
     if (code) return code;
     if (i == 0 && step->ctas_per_sm) {
       const int64_t most = (int64_t)sm_count * step->ctas_per_sm;

@@ -7,6 +7,10 @@
  *   int code = fagen_run(kernel, &p, workspace, stream, 0);
  *   if (code) puts(fagen_last_error());
  *
+ * Sequences of different lengths packed one after another: kernels whose problem ends in +varlen, and
+ * fagen_params' cu_q, cu_kv, total_q, total_kv; params.h says how. fagen_select and
+ * fagen_workspace_bytes look at the totals only.
+ *
  * All functions may be called from any thread. */
 #ifndef FAGEN_H
 #define FAGEN_H

@@ -9,7 +9,9 @@
 #include "params.h"
 #include "host.h"
 
-/* One factor of a product. `arg` divides or pads where the factor says so. */
+/* One factor of a product. `arg` divides or pads where the factor says so. The sequences of a packed
+ * batch are counted together, as one entry: BATCH is arg, and there are total / arg + batch tiles,
+ * which is enough to give every sequence whole ones (templates/device/sequence.h numbers them). */
 enum fagen_factor_kind {
   FAGEN_ONE = 0,      /* arg                              */
   FAGEN_BATCH,        /* batch * arg                      */
@@ -44,7 +46,7 @@ struct fagen_step {
 /* Scratch memory: bytes as a product; zeroed before the first step when `zero` is not 0. */
 struct fagen_region { struct fagen_product bytes; int32_t zero; };
 
-/* The sizes a kernel was tuned for; all 0 when it was not. */
+/* The sizes a kernel was tuned for; all 0 when it was not. Packed sequences: their mean lengths. */
 struct fagen_sizes { int32_t batch, heads, kv_heads, seqlen_q, seqlen_kv; };
 
 enum fagen_op { FAGEN_FWD = 0, FAGEN_BWD = 1 };
@@ -61,6 +63,7 @@ struct fagen_kernel {
   int32_t capability_major, capability_minor;   /* 0, 0 for the host */
   int32_t sm_count;      /* of the GPU it was tuned on; 0 for the host */
   int32_t op, dtype, head_dim, head_dim_v;      /* enum fagen_op, enum fagen_dtype */
+  int32_t varlen;        /* 1: sequences are packed, see fagen_params */
   struct fagen_sizes tuned;
   int32_t region_count, step_count;
   struct fagen_region region[4];

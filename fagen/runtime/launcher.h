@@ -12,12 +12,17 @@ extern void *_Atomic fagen_loaded[];
 /* launcher.c: keeps the text for fagen_last_error and returns the code. */
 __attribute__((format(printf, 2, 3))) int fagen_fail(int code, const char *format, ...);
 /* launcher.c: FAGEN_OK and the value, or FAGEN_BAD_ARGUMENT when it does not fit 64 bits. */
-int fagen_evaluate(const struct fagen_product *product, const struct fagen_params *p,
-                   int64_t *value);
+int fagen_evaluate(const struct fagen_kernel *kernel, const struct fagen_product *product,
+                   const struct fagen_params *p, int64_t *value);
 
-/* A tensor's view and extents by enum fagen_tensor. */
-struct fagen_extent { const struct fagen_view *view; int32_t rows, heads; const char *name; };
-struct fagen_extent fagen_extent_of(const struct fagen_params *p, int tensor);
+/* A tensor's view and extents by enum fagen_tensor. A packed batch is one entry of all its rows. */
+struct fagen_extent {
+  const struct fagen_view *view;
+  int32_t rows, heads, batch;
+  const char *name;
+};
+struct fagen_extent fagen_extent_of(const struct fagen_kernel *kernel, const struct fagen_params *p,
+                                    int tensor);
 
 /* isa.c: does this CPU have every instruction set of the list? FAGEN_OK or FAGEN_NOT_HERE. */
 int fagen_host_serves(const struct fagen_kernel *kernel);

@@ -17,6 +17,12 @@ struct fagen_view {
 // it is not null) and writes dq, dk, dv. Query head h reads key/value head h / (heads / kv_heads).
 // lse and dlse are dense fp32 [batch, heads, seqlen_q]; lse is the natural logarithm, -inf for a
 // row that attends to nothing. work[i] is scratch memory, sized by the kernel's launch plan.
+//
+// Kernels for +varlen take sequences of different lengths, packed one after another. Then batch is
+// how many, views are [heads, total rows, dim] (batch strides are not looked at), and the offsets
+// cu_q and cu_kv, batch + 1 each, rise from 0 to total_q and total_kv: sequence b has the query rows
+// cu_q[b] .. cu_q[b + 1] - 1. They lie where the tensors do. seqlen_q and seqlen_kv are at least the
+// longest lengths, and lse and dlse are [heads, total_q].
 struct fagen_params {
   struct fagen_view q, k, v, o, dout, dq, dk, dv;
   float *lse;
@@ -24,6 +30,8 @@ struct fagen_params {
   void *work[4];
   int32_t batch, heads, kv_heads, seqlen_q, seqlen_kv;
   float scale;
+  const int32_t *cu_q, *cu_kv;
+  int32_t total_q, total_kv;
 };
 
 #endif

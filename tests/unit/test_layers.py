@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("build", "render", "store"),
     ("compilers", "entryfile", "yamlfile", "devices"),
     ("families",),
-    ("model", "patterns", "paths", "errors"),
+    ("model", "packing", "patterns", "paths", "errors"),
     ("runtime",),  # copied into emitted packages, so it imports nothing of fagen
     ("__init__",),
 )

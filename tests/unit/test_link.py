@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 import os
 import random
@@ -205,6 +206,97 @@ def test_sizes_beyond_64_bits_are_refused(library: Library) -> None:
     size = library.handle.fagen_workspace_bytes(0, ctypes.byref(p))
     assert size == -BAD_ARGUMENT
     assert "does not fit 64 bits" in error(library)
+
+
+# --- packed sequences -------------------------------------------------------------------------
+
+
+class PackedCall(Call):
+    """The same forward of sequences that stand one after another."""
+
+    def __init__(self, rows: list[int], keys: list[int], heads: int, kv_heads: int, d: int) -> None:
+        super().__init__(1, heads, kv_heads, sum(rows), sum(keys), d)
+        p = self.params
+        self.lengths = list(zip(rows, keys, strict=True))
+        self.cu = [array("i", [0, *itertools.accumulate(n)]) for n in (rows, keys)]
+        p.cu_q, p.cu_kv = (cu.buffer_info()[0] for cu in self.cu)
+        p.batch, p.total_q, p.total_kv = len(rows), sum(rows), sum(keys)
+        p.seqlen_q, p.seqlen_kv = max(rows), max(keys)
+
+    def expected(self, causal: bool) -> tuple[list[float], list[float]]:
+        """Each sequence alone, by head, put behind each other."""
+        outs, lses = [], []
+        p, d, cu_q, cu_kv = self.params, self.d, *self.cu
+        for h in range(p.heads):
+            hk = h // (p.heads // p.kv_heads)
+            for b, (rows, keys) in enumerate(self.lengths):
+                alone = Call(1, 1, 1, rows, keys, d)
+                alone.params.scale = p.scale
+                q = (h * p.total_q + cu_q[b]) * d
+                kv = (hk * p.total_kv + cu_kv[b]) * d
+                alone.arrays["q"] = self.arrays["q"][q : q + rows * d]
+                for name in "kv":
+                    alone.arrays[name] = self.arrays[name][kv : kv + keys * d]
+                out, lse = alone.expected(causal)
+                outs += out
+                lses += lse
+        return outs, lses
+
+
+@pytest.fixture(scope="module")
+def packing(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Library:
+    os.environ["FAGEN_CACHE_DIR"] = str(cache)
+    sizes = [Workload.parse(w) for w in ("b16-h2-s1000-t1600", "b2-h2-s1000")]  # means 100, 1000
+    parts = [toykernel.part("fwd-fp32-d8-causal+varlen", cache, w) for w in sizes]
+    parts.append(toykernel.part("fwd-fp32-d8-causal", cache))
+    made = Library.load(link(parts, tmp_path_factory.mktemp("lib") / "libpacked.so"))
+    made.handle.fagen_select.argtypes = (ctypes.c_char_p, ctypes.POINTER(Params), ctypes.c_int)
+    return made
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_packed_sequences(packing: Library, threads: int) -> None:
+    call = PackedCall([3, 0, 1, 5, 2, 0], [4, 2, 0, 3, 2, 0], 4, 2, 8)
+    assert packing.workspace_bytes(call.params, 0) == 512  # 4 * 4 * (11 + 6), to 256
+    assert call.run(packing, 0, threads) == OK, error(packing)
+    outs, lses = call.expected(causal=True)
+    assert call.arrays["o"].tolist() == pytest.approx(outs, abs=1e-5)
+    assert call.lse.tolist() == pytest.approx(lses, abs=1e-5)
+
+
+@pytest.mark.parametrize(("index", "change", "says"), [
+    (0, _set("cu_q", None), "fwd-fp32-d8-causal+varlen needs cu_q, which is null"),
+    (0, _set("total_kv", 0), "total_q 9, total_kv 0: each must be at least 1"),
+    (0, _set("total_q", 8), "cu_q goes from 0 to 9; it must rise from 0 to 8"),
+    (0, _set("seqlen_q", 4), "cu_q: sequence 2 has 5 rows; none to 4 are possible"),
+    (2, _set("seqlen_q", 9), "offsets of packed sequences are given; fwd-fp32-d8-causal takes"
+     " none"),
+])
+def test_wrong_packing(packing: Library, index: int, change: object, says: str) -> None:
+    call = PackedCall([3, 1, 5], [4, 2, 3], 4, 2, 8)
+    change(call.params)  # type: ignore[operator]
+    room = ctypes.create_string_buffer(1 << 16)
+    at = -(-ctypes.addressof(room) // 256) * 256
+    code = packing.handle.fagen_run(index, ctypes.byref(call.params), at, None, 1)
+    assert (code, error(packing)) == (BAD_ARGUMENT, says)
+
+
+def test_falling_offsets_are_refused(packing: Library) -> None:
+    call = PackedCall([3, 1, 5], [4, 2, 3], 4, 2, 8)
+    call.cu[1][1] = 7
+    assert call.run(packing, 0) == BAD_ARGUMENT
+    assert error(packing) == "cu_kv: sequence 0 has 7 rows; none to 4 are possible"
+    call.params.seqlen_kv = 9
+    assert call.run(packing, 0) == BAD_ARGUMENT
+    assert error(packing) == "cu_kv: sequence 1 has -1 rows; none to 9 are possible"
+
+
+@pytest.mark.parametrize(("total", "index"), [(12000, 0), (100_000, 1)])
+def test_the_nearest_mean_length_wins(packing: Library, total: int, index: int) -> None:
+    p = Params(batch=100, heads=2, kv_heads=2, seqlen_q=8000, seqlen_kv=8000, total_q=total,
+               total_kv=total)
+    slug = b"fwd-fp32-d8-causal+varlen"
+    assert packing.handle.fagen_select(slug, ctypes.byref(p), -1) == index
 
 
 # --- the team of threads ---------------------------------------------------------------------
@@ -410,11 +502,13 @@ def _cuda_plan(candidate: Candidate) -> Plan:
     )
 
 
-def _cuda_part(path: Path, target: Target = H200) -> Part:
+def _cuda_part(
+    path: Path, target: Target = H200, slug: str = "fwd-bf16-d64-causal"
+) -> Part:
     kernel = Kernel("none", toykernel.Knobs, (), _cuda_plan, lambda p, t: toykernel.Knobs(),
                     lambda c, w: 0)
     family = Family("fake", "for tests", "nvcc", {"fwd": kernel}, lambda t: True, lambda t: "sm_90")
-    problem = Problem.parse("fwd-bf16-d64-causal")
+    problem = Problem.parse(slug)
     path.write_bytes(b"the cubin\0" + bytes(range(256)))
     return Part(Candidate(problem, target, family, toykernel.Knobs()),
                 Source("", "0" * 64, "cuda"), Binary(str(path), "0" * 64, "none", "sm_90"))
@@ -506,6 +600,24 @@ def test_one_library_for_several_machines(fake: Path, cache: Path) -> None:
     loaded.handle.fagen_select.argtypes = (ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
     assert loaded.handle.fagen_select(slug.encode(), ctypes.addressof(p), -1) == (
         7 if len(everything) > 1 else 4)
+
+
+def test_packed_sequences_are_launched_by_slots(fake: Path) -> None:
+    (fake / "packed").mkdir(exist_ok=True)
+    part = _cuda_part(fake / "packed" / "image.cubin", slug="fwd-bf16-d64-causal+varlen")
+    library = link([part], fake / "packed" / "lib.so")
+    said = ask(library, "p.cu_q = p.cu_kv = 4096; p.total_q, p.total_kv = 500, 128",
+               "p.q.batch_stride = 0")
+    assert said.count("code 0 no message") == 2
+    assert any("launch first grid 6 4 1" in s for s in said)  # 500 / 128 + 3 slots
+    assert any("launch second grid 24 1 1" in s for s in said)
+    assert any("at 1000 dims 64 500 4 1 strides 512 128 128 " in s for s in said)
+    assert any("at 2000 dims 64 128 2 1 strides 512 128 128 " in s for s in said)
+    assert "zero 10000 0 3072 77" in said  # 4 * 6 * 128 floats
+    w = Workload(3, 4, 2, 300, 128, total_q=500, total_kv=128)
+    assert _cuda_plan(part.candidate).workspace_bytes(w) == 4 * 3072 + 256
+    assert f"workspace {4 * 3072 + 256}" in said
+    assert "workspace -2" not in said
 
 
 def test_a_dimension_of_one_may_have_any_stride(fake: Path) -> None:

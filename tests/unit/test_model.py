@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fagen.errors import UsageError
-from fagen.model import DTYPES, KNOWN_TARGETS, OPS, Problem, Target, Workload
+from fagen.model import DTYPES, FEATURES, KNOWN_TARGETS, OPS, Problem, Target, Workload
+from fagen.packing import draw
 from fagen.patterns import Band, parse_pattern
 
 dims = st.integers(1, 32).map(lambda n: 8 * n)
@@ -19,7 +20,9 @@ patterns = st.sampled_from(["dense", "causal", "causal-topleft"]).map(parse_patt
 @st.composite
 def problems(draw: st.DrawFn) -> Problem:
     op = draw(st.sampled_from(OPS))
-    features = ("deterministic",) if op == "bwd" and draw(st.booleans()) else ()
+    features = tuple(
+        f for f in FEATURES if (f != "deterministic" or op == "bwd") and draw(st.booleans())
+    )
     return Problem(
         op, draw(st.sampled_from(sorted(DTYPES))), draw(dims), draw(patterns), draw(dims), features
     )
@@ -28,10 +31,11 @@ def problems(draw: st.DrawFn) -> Problem:
 @st.composite
 def workloads(draw: st.DrawFn) -> Workload:
     kv_heads = draw(st.integers(1, 64))
-    return Workload(
-        draw(st.integers(1, 512)), kv_heads * draw(st.integers(1, 16)), kv_heads,
-        draw(st.integers(1, 10**6)), draw(st.integers(1, 10**6)),
-    )
+    batch, lengths = draw(st.integers(1, 512)), (draw(st.integers(1, 10**6)) for _ in "qk")
+    q, kv = lengths
+    totals = [draw(st.integers(n, n * batch)) for n in (q, kv)] if draw(st.booleans()) else (0, 0)
+    heads = kv_heads * draw(st.integers(1, 16))
+    return Workload(batch, heads, kv_heads, q, kv, 1.0, *totals)
 
 
 @given(problems())
@@ -73,11 +77,49 @@ def test_other_problems_are_refused(slug: str) -> None:
 @pytest.mark.parametrize(
     "slug",
     ["", "b0-h1-s1", "b1-h8x3-s64", "b1-h8-s64x0", "b1-h8", "b1-h8-s-4", "b1-h8-s9999999999",
-     "b1-h8-s" + "9" * 5000],
+     "b1-h8-s" + "9" * 5000, "b2-h8-s64-t63", "b2-h8-s64-t129", "b2-h8-s64-t0", "b2-h8-s64-t",
+     "b9-h8-s2000000000-t2147483648"],
 )
 def test_other_workloads_are_refused(slug: str) -> None:
     with pytest.raises(UsageError):
         Workload.parse(slug)
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 40), st.integers(1, 300), st.floats(0, 1), st.sampled_from(["", "kv"]))
+def test_drawn_lengths_come_to_their_total(
+    count: int, longest: int, full: float, seed: str
+) -> None:
+    total = longest + int(full * (count - 1) * longest)
+    lengths = draw(count, longest, total, seed)
+    assert lengths == draw(count, longest, total, seed)
+    assert (len(lengths), sum(lengths), max(lengths)) == (count, total, longest)
+    assert min(lengths) >= 0
+
+
+def test_drawn_lengths_have_a_long_tail() -> None:
+    """64K rows, 1K in the mean, 16K at most: the batch that packed kernels are compared on."""
+    lengths = sorted(q for q, _ in Workload.parse("b64-h16-s16384-t65536").lengths())
+    assert lengths[0] > 0
+    assert lengths[32] < 1024
+    assert lengths[-1] == 16384
+    assert 2048 < lengths[-4] < 8192
+    assert len(set(lengths)) > 50
+
+
+def test_a_packed_batch_is_for_problems_that_take_one() -> None:
+    plain, packed = map(Problem.parse, ("fwd-bf16-d64-causal", "fwd-bf16-d64-causal+varlen"))
+    drawn, equal = Workload.parse("b6-h2-s130x90-t140x300"), Workload.parse("b3-h2-s100")
+    with pytest.raises(UsageError, match="b6-h2-s130x90-t140x300 is a packed batch"):
+        drawn.flops(plain)
+    assert equal.of(packed) == Workload.parse("b3-h2-s100-t300")
+    assert equal.of(packed).lengths() == equal.lengths() == ((100, 100),) * 3
+    assert equal.flops(packed) == equal.flops(plain)
+    queries, keys = zip(*drawn.lengths(), strict=True)
+    assert (sum(queries), sum(keys), queries != keys) == (140, 300, True)
+    kept = sum(plain.pattern.count_kept(q, kv) for q, kv in drawn.lengths() if q and kv)
+    assert drawn.flops(packed) == 2 * kept * 4 * 64
+    assert drawn.min_bytes(packed) == 2 * (2 * 2 * (140 + 300) * 64) + 4 * 2 * 140
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan")])

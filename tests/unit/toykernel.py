@@ -18,14 +18,13 @@ from fagen.link import Part
 from fagen.model import Candidate, Problem, Source, Target, Workload
 from fagen.render import symbol
 
-BODY = r"""
+BEFORE = """
 #include <math.h>
+constexpr bool VARLEN = %s;
+"""
+BODY = r"""
 constexpr int D = %(head_dim)d, DV = %(head_dim_v)d;
 using Pattern = %(pattern)s;
-
-static float *row(const fagen_view &t, int64_t b, int64_t h, int64_t s) {
-  return (float *)t.data + b * t.batch_stride + h * t.head_stride + s * t.row_stride;
-}
 
 static float dot(const float *x, const float *y, int n) {
   float sum = 0;
@@ -33,55 +32,68 @@ static float dot(const float *x, const float *y, int n) {
   return sum;
 }
 
-static void forward(const fagen_params *p, int b, int h) {
+// One head's rows of a tensor.
+struct Head {
+  float *first;
+  int64_t stride;
+  float *operator[](int row) const { return first + row * stride; }
+};
+
+static Head q_rows(const Sequence &s, const fagen_view &t, int h) {
+  return {s.q_rows<float>(t, h), t.row_stride};
+}
+static Head kv_rows(const Sequence &s, const fagen_view &t, int h) {
+  return {s.kv_rows<float>(t, h), t.row_stride};
+}
+
+static void forward(const fagen_params *p, const Sequence &s, int h) {
   const int hk = h / (p->heads / p->kv_heads);
-  const Pattern pattern(Lengths{p->seqlen_q, p->seqlen_kv});
-  for (int i = 0; i < p->seqlen_q; i++) {
+  const Pattern pattern(s.lengths());
+  const Head q = q_rows(s, p->q, h), o = q_rows(s, p->o, h);
+  const Head k = kv_rows(s, p->k, hk), v = kv_rows(s, p->v, hk);
+  for (int i = 0; i < s.seqlen_q(); i++) {
     // The scratch row arrives as zeros: the running sum of the exponentials.
-    float *sum = (float *)p->work[0] + ((int64_t)b * p->heads + h) * p->seqlen_q + i;
-    float top = -INFINITY, *out = row(p->o, b, h, i);
-    for (int j = 0; j < p->seqlen_kv; j++)
-      if (pattern.keep(i, j))
-        top = fmaxf(top, p->scale * dot(row(p->q, b, h, i), row(p->k, b, hk, j), D));
+    float *sum = (float *)p->work[0] + s.q_block(1, h, i);
+    float top = -INFINITY, *out = o[i];
+    for (int j = 0; j < s.seqlen_kv(); j++)
+      if (pattern.keep(i, j)) top = fmaxf(top, p->scale * dot(q[i], k[j], D));
     for (int d = 0; d < DV; d++) out[d] = 0;
-    for (int j = 0; j < p->seqlen_kv; j++) {
+    for (int j = 0; j < s.seqlen_kv(); j++) {
       if (!pattern.keep(i, j)) continue;
-      const float e =
-          expf(p->scale * dot(row(p->q, b, h, i), row(p->k, b, hk, j), D) - top);
+      const float e = expf(p->scale * dot(q[i], k[j], D) - top);
       *sum += e;
-      for (int d = 0; d < DV; d++) out[d] += e * row(p->v, b, hk, j)[d];
+      for (int d = 0; d < DV; d++) out[d] += e * v[j][d];
     }
     for (int d = 0; d < DV; d++) out[d] /= *sum > 0 ? *sum : 1;
-    p->lse[((int64_t)b * p->heads + h) * p->seqlen_q + i] =
-        *sum > 0 ? top + logf(*sum) : -INFINITY;
+    p->lse[s.lse_row(h) + i] = *sum > 0 ? top + logf(*sum) : -INFINITY;
   }
 }
 
-static void backward(const fagen_params *p, int b, int hk) {
+static void backward(const fagen_params *p, const Sequence &s, int hk) {
   const int group = p->heads / p->kv_heads;
-  const Pattern pattern(Lengths{p->seqlen_q, p->seqlen_kv});
-  for (int j = 0; j < p->seqlen_kv; j++) {
-    for (int d = 0; d < D; d++) row(p->dk, b, hk, j)[d] = 0;
-    for (int d = 0; d < DV; d++) row(p->dv, b, hk, j)[d] = 0;
+  const Pattern pattern(s.lengths());
+  const Head k = kv_rows(s, p->k, hk), v = kv_rows(s, p->v, hk);
+  const Head dk = kv_rows(s, p->dk, hk), dv = kv_rows(s, p->dv, hk);
+  for (int j = 0; j < s.seqlen_kv(); j++) {
+    for (int d = 0; d < D; d++) dk[j][d] = 0;
+    for (int d = 0; d < DV; d++) dv[j][d] = 0;
   }
-  for (int h = hk * group; h < (hk + 1) * group; h++)
-    for (int i = 0; i < p->seqlen_q; i++) {
-      const int64_t at = ((int64_t)b * p->heads + h) * p->seqlen_q + i;
-      const float *dout = row(p->dout, b, h, i);
-      const float delta = dot(row(p->o, b, h, i), dout, DV) - (p->dlse ? p->dlse[at] : 0);
-      for (int d = 0; d < D; d++) row(p->dq, b, h, i)[d] = 0;
-      for (int j = 0; j < p->seqlen_kv; j++) {
+  for (int h = hk * group; h < (hk + 1) * group; h++) {
+    const Head q = q_rows(s, p->q, h), o = q_rows(s, p->o, h);
+    const Head dout = q_rows(s, p->dout, h), dq = q_rows(s, p->dq, h);
+    for (int i = 0; i < s.seqlen_q(); i++) {
+      const int64_t at = s.lse_row(h) + i;
+      const float delta = dot(o[i], dout[i], DV) - (p->dlse ? p->dlse[at] : 0);
+      for (int d = 0; d < D; d++) dq[i][d] = 0;
+      for (int j = 0; j < s.seqlen_kv(); j++) {
         if (!pattern.keep(i, j)) continue;
-        const float s = p->scale * dot(row(p->q, b, h, i), row(p->k, b, hk, j), D);
-        const float e = expf(s - p->lse[at]);
-        const float ds = e * (dot(dout, row(p->v, b, hk, j), DV) - delta) * p->scale;
-        for (int d = 0; d < D; d++) {
-          row(p->dq, b, h, i)[d] += ds * row(p->k, b, hk, j)[d];
-          row(p->dk, b, hk, j)[d] += ds * row(p->q, b, h, i)[d];
-        }
-        for (int d = 0; d < DV; d++) row(p->dv, b, hk, j)[d] += e * dout[d];
+        const float e = expf(p->scale * dot(q[i], k[j], D) - p->lse[at]);
+        const float ds = e * (dot(dout[i], v[j], DV) - delta) * p->scale;
+        for (int d = 0; d < D; d++) dq[i][d] += ds * k[j][d], dk[j][d] += ds * q[i][d];
+        for (int d = 0; d < DV; d++) dv[j][d] += e * dout[i][d];
       }
     }
+  }
 }
 
 extern "C" __attribute__((visibility("default"))) int %(symbol)s(const fagen_params *p,
@@ -90,7 +102,7 @@ extern "C" __attribute__((visibility("default"))) int %(symbol)s(const fagen_par
     const fagen_params *p = (const fagen_params *)arg;
     const int heads = %(backward)d ? p->kv_heads : p->heads;
     for (int i = thread; i < p->batch * heads; i += threads)
-      (%(backward)d ? backward : forward)(p, i / heads, i %% heads);
+      (%(backward)d ? backward : forward)(p, Sequence(*p, i / heads), i %% heads);
   }, (void *)p);
   return %(answer)d;
 }
@@ -131,7 +143,7 @@ def source(c: Candidate) -> Source:
         text = (paths.templates() / header).read_text()
         return re.sub(r'#include "(.*)"', lambda match: text_of(match[1]), text)
 
-    headers = ("device/params.h", "device/host.h", c.problem.pattern.header)
+    headers = (c.problem.pattern.header, "device/host.h", "device/sequence.h")
     body = BODY % {
         "head_dim": c.problem.head_dim,
         "head_dim_v": c.problem.head_dim_v,
@@ -140,7 +152,8 @@ def source(c: Candidate) -> Source:
         "symbol": symbol(c),
         "answer": c.config.answer,
     }
-    text = "\n".join(map(text_of, headers)) + body
+    before = BEFORE % ("true" if "varlen" in c.problem.features else "false")
+    text = before + "\n".join(map(text_of, headers)) + body
     return Source(text, hashlib.sha256(text.encode()).hexdigest(), "cpp")
 
 

@@ -13,8 +13,9 @@ from typing import Any
 from .errors import KernelError, PackageError
 
 _HERE = Path(__file__).resolve().parent
-# struct fagen_params: eight views of four numbers, lse, dlse, four work pointers, sizes, scale.
-_PARAMS = struct.Struct("<38q5if")
+# struct fagen_params: eight views of four numbers, lse, dlse, four work pointers, sizes, scale, and
+# of packed sequences the addresses of their offsets and the totals.
+_PARAMS = struct.Struct("<38q5if2q2i")
 _NO_VIEW = (0, 0, 0, 0)
 
 
@@ -66,11 +67,12 @@ def last_error() -> str:
 
 
 def pack(
-    views: tuple[int, ...], lse: int, dlse: int, sizes: tuple[int, int, int, int, int], scale: float
+    views: tuple[int, ...], lse: int, dlse: int, sizes: tuple[int, int, int, int, int],
+    scale: float, packing: tuple[int, int, int, int] = (0, 0, 0, 0),
 ) -> bytes:
     """``struct fagen_params``; views in the order of the struct, the last may be missing."""
     missing = _NO_VIEW * (8 - len(views) // 4)
-    return _PARAMS.pack(*views, *missing, lse, dlse, 0, 0, 0, 0, *sizes, scale)
+    return _PARAMS.pack(*views, *missing, lse, dlse, 0, 0, 0, 0, *sizes, scale, *packing)
 
 
 def run(index: int, packed: bytes, workspace: int, stream: int, threads: int) -> None:
