@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fagen.errors import RunError
+from fagen.errors import RunError, UsageError
 from fagen.suites import Cell
 
 OURS = "fagen"
@@ -91,6 +91,10 @@ def _child(
         for line in _lines(answers, deadline):
             message = json.loads(line)
             started = True
+            if "unknown" in message:
+                raise UsageError(f"no contender is called {', '.join(message['unknown'])} here",
+                                 f"one of: {', '.join(message['contenders'])}; fagen needs "
+                                 "--package, FlashAttention-3 --fa3")
             finished += "us" in message
             yield message
         code = process.wait(timeout=10)

@@ -151,6 +151,10 @@ def main() -> None:
         Path(options.package) if options.package else None,
         Path(options.fa3) if options.fa3 else None,
     )
+    unknown = [name for name in options.only if name not in field]
+    if unknown:
+        answers.write(json.dumps({"unknown": unknown, "contenders": list(field)}) + "\n")
+        return
     if options.only:
         field = {name: c for name, c in field.items() if name in options.only}
     answers.write(json.dumps({"machine": {**_machine(options), "contenders": list(field)}}) + "\n")

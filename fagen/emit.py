@@ -48,12 +48,9 @@ class Shipped:
 def emit(kernels: Sequence[Shipped], output: Path, name: str | None = None) -> Path:
     """Write the package into the folder ``output``; it imports as ``name``, by default the
     folder's."""
-    name = name or output.name
-    if not _NAME.fullmatch(name) or keyword.iskeyword(name):
-        raise UsageError(f"{name!r} cannot be imported", "a Python name of at most 64 letters")
+    name = destination(output, name)
     if not kernels:
         raise UsageError("there is no kernel to emit", "fagen tune PROBLEM makes one")
-    _may_replace(output)
     shipped = sorted(kernels, key=lambda s: s.key)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -64,6 +61,16 @@ def emit(kernels: Sequence[Shipped], output: Path, name: str | None = None) -> P
     except OSError as error:
         raise FagenError(f"{output} cannot be written: {error.strerror or error}") from error
     return output
+
+
+def destination(output: Path, name: str | None = None) -> str:
+    """The package's import name, if it is one and may be written there: asked before the kernels
+    are built, which can take minutes."""
+    name = name or output.name
+    if not _NAME.fullmatch(name) or keyword.iskeyword(name):
+        raise UsageError(f"{name!r} cannot be imported", "a Python name of at most 64 letters")
+    _may_replace(output)
+    return name
 
 
 def _may_replace(output: Path) -> None:

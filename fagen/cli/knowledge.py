@@ -135,9 +135,11 @@ def emit(
     as_json: opt.Json = False,
 ) -> None:
     """Build what was learned into a package: Python and C, with no need of fagen or a compiler."""
+    from fagen.emit import destination
     from fagen.emit import emit as write
     from fagen.wheel import wheel
 
+    destination(output, name)
     entries = _chosen(session.store(tuned).entries(), problem or [], target or [])
     renderer, builder = session.renderer(), session.builder()
     if not allow_stale:

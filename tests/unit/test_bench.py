@@ -116,3 +116,9 @@ def test_a_child_that_cannot_start_is_an_error(monkeypatch: pytest.MonkeyPatch) 
     )
     with pytest.raises(RunError, match="did not start"):
         run_suite([SMALL], BenchOptions())
+
+
+def test_an_unknown_contender_is_refused_before_anything_is_timed() -> None:
+    with pytest.raises(UsageError, match="no contender is called fa9 here") as refused:
+        run_suite([SMALL], BenchOptions(only=("torch", "fa9")))
+    assert "one of: torch, math" in refused.value.hint

@@ -350,3 +350,14 @@ def test_bench_refuses(fagen: Any, words: list[str], says: str) -> None:
     ran = fagen("bench", "--gpu", "none", *words)
     assert (ran.code, ran.out) == (2, "")
     assert says in ran.err
+
+
+def test_emit_refuses_a_bad_place_before_it_builds(fagen: Any, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("")
+    for words, says in ((("-o", str(mine)), "is not a package"),
+                        (("-o", str(tmp_path / "new"), "--name", "a b"), "cannot be imported")):
+        ran = fagen("emit", *words)
+        assert ran.code == 2
+        assert says in ran.err
+        assert " on " not in ran.err.splitlines()[0], "a kernel was being built already"
