@@ -65,6 +65,8 @@ def of_workload(workload: Workload) -> Case:
 
 def short_list(problem: Problem) -> tuple[Case, ...]:
     """What every candidate must pass before it is timed."""
+    if "varlen" in problem.features:
+        return _packed_short() + _past_the_span(problem)
     cases = (
         _case("b1-h1-s128"),
         _case("b2-h4x2-s193x257", layout="bshd", dlse=True),
@@ -77,6 +79,8 @@ def short_list(problem: Problem) -> tuple[Case, ...]:
 
 def long_list(problem: Problem) -> tuple[Case, ...]:
     """The conformance suite's cases for one problem."""
+    if "varlen" in problem.features:
+        return short_list(problem) + _packed_long()
     ragged = (
         _case("b1-h1-s1"),
         _case("b1-h3-s63x64", layout="bshd"),
@@ -88,6 +92,29 @@ def long_list(problem: Problem) -> tuple[Case, ...]:
     inputs = FINITE[1:] + (NOT_FINITE if problem.pattern == DENSE else ())
     strange = tuple(_case("b1-h2x1-s161x290", kind, dlse=kind == "large") for kind in inputs)
     return short_list(problem) + ragged + strange
+
+
+def _packed_short() -> tuple[Case, ...]:
+    """Sequences of all lengths, empty ones too, with queries only, with keys only."""
+    return (
+        _case("b1-h1-s128-t128"),
+        _case("b5-h4x2-s193x257-t400x500", layout="bshd", dlse=True),
+        _case("b9-h2-s300x77-t307x80", layout="padded"),
+        _case("b3-h2x1-s1x129-t2x200", scale=0.3),
+        _case("b2-h1-s1100x1031-t1500x1600", "rising"),
+    )
+
+
+def _packed_long() -> tuple[Case, ...]:
+    return (
+        _case("b1-h1-s1-t1"),
+        _case("b4-h3-s64-t256", layout="bshd"),
+        _case("b40-h6x1-s127-t1000", layout="bshd", dlse=True),
+        _case("b3-h2-s64x1-t150x2", layout="padded"),
+        _case("b16-h2-s257x512-t1500", "large", dlse=True),
+        _case("b6-h2x1-s161x290-t300x1000", "falling"),
+        _case("b6-h2x1-s161x290-t300x1000", "huge_last"),
+    )
 
 
 def _past_the_span(problem: Problem) -> tuple[Case, ...]:

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from fagen.cases import Case
 from fagen.model import Problem
+from fagen.pieces import Pieces
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _BITS = {4: torch.int32, 2: torch.int16}
 
+OFFSETS = ("cu_q", "cu_kv")  # of packed sequences
 ALIGNMENT = 256
 GUARD_BYTES = 4096
 CANARY = 0xA5  # around outputs: must still be there afterwards
@@ -79,14 +81,16 @@ class Buffer:
 
 
 def shapes(problem: Problem, case: Case) -> dict[str, tuple[int, ...]]:
-    w = case.workload
-    rows_q = (w.batch, w.heads, w.seqlen_q)
-    rows_kv = (w.batch, w.kv_heads, w.seqlen_kv)
+    w = case.workload.of(problem)
+    batch, seqlen_q, seqlen_kv = w.batch, w.seqlen_q, w.seqlen_kv
+    if w.packed:
+        batch, seqlen_q, seqlen_kv = 1, w.total_q, w.total_kv
+    rows_q, rows_kv = (batch, w.heads, seqlen_q), (batch, w.kv_heads, seqlen_kv)
     d, dv = problem.head_dim, problem.head_dim_v
     return {
         "q": (*rows_q, d), "k": (*rows_kv, d), "v": (*rows_kv, dv), "o": (*rows_q, dv),
         "dout": (*rows_q, dv), "dq": (*rows_q, d), "dk": (*rows_kv, d), "dv": (*rows_kv, dv),
-        "lse": rows_q, "dlse": rows_q,
+        "lse": rows_q, "dlse": rows_q, "cu_q": (w.batch + 1,), "cu_kv": (w.batch + 1,),
     }  # fmt: skip
 
 
@@ -98,6 +102,8 @@ def buffer(name: str, problem: Problem, case: Case, device: str, fill: int) -> B
     shape = shapes(problem, case)[name]
     if name in ("lse", "dlse"):  # dense fp32, whatever the layout
         return Buffer.empty(shape, torch.float32, device, fill=fill)
+    if name in OFFSETS:
+        return Buffer.empty(shape, torch.int32, device, fill=fill)
     dtype = DTYPES[problem.dtype]
     return Buffer.empty(shape, dtype, device, fill=fill, layout=case.layout)
 
@@ -114,7 +120,17 @@ def random_inputs(problem: Problem, case: Case, device: str) -> dict[str, Buffer
         values = given[name].values
         values.copy_(torch.randn(values.shape, generator=generator, device=device))
     _arrange(case, case.scale_for(problem), *(given[name].values for name in "qkv"))
-    return given
+    return given | _offsets(problem, case, device)
+
+
+def _offsets(problem: Problem, case: Case, device: str) -> dict[str, Buffer]:
+    if "varlen" not in problem.features:
+        return {}
+    made = {name: buffer(name, problem, case, device, POISON) for name in OFFSETS}
+    starts = Pieces.of(problem, case.workload).starts
+    for name, values in zip(OFFSETS, starts, strict=True):
+        made[name].values.copy_(torch.tensor(values))
+    return made
 
 
 def copied(problem: Problem, case: Case, given: Mapping[str, Buffer]) -> dict[str, Buffer]:

@@ -19,13 +19,13 @@ from fagen.cases import Case
 from fagen.inputs import DTYPES, Buffer
 from fagen.model import Problem
 from fagen.patterns import Pattern
+from fagen.pieces import Group, Pieces
 
 TILE_ROWS = 64
 _CHUNK_ELEMENTS = 1 << 24  # scores held at once
 _EPS = 2.0**-23
 _OFF_THE_MAXIMUM = 0.3
 
-Group = tuple[int, int]  # batch, key/value head
 Bound = Callable[..., tuple[Tensor, Tensor]]
 
 
@@ -86,9 +86,11 @@ def forward(
     """One key/value head: q [group, sq, d], k [sk, d], v [sk, dv] -> o, lse, largest finite |s|."""
     q, k, v = math_.of(q), math_.of(k), math_.of(v)
     group, seqlen_q = q.shape[:2]
-    o = q.new_empty(group, seqlen_q, v.shape[1])
-    lse = q.new_empty(group, seqlen_q)
+    o = q.new_zeros(group, seqlen_q, v.shape[1])
+    lse = q.new_full((group, seqlen_q), -math.inf)
     largest = 0.0
+    if not k.numel():
+        return o, lse, largest
     for rows in row_chunks(group, seqlen_q, k.shape[0]):
         s = scores(q, k, mask, rows, scale)
         lse[:, rows] = torch.logsumexp(s, -1)
@@ -123,7 +125,7 @@ def backward(
         delta = delta - math_.of(dlse)
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     largest = 0.0
-    for rows in row_chunks(q.shape[0], q.shape[1], k.shape[0]):
+    for rows in row_chunks(q.shape[0], q.shape[1], k.shape[0]) if k.numel() else ():
         # Rounded before dS is made from it: not every kernel can hold it in fp32 until then.
         p = math_.rounded(probabilities(scores(q, k, mask, rows, scale), lse[:, rows]))
         dp = dout[:, rows] @ v.mT
@@ -150,35 +152,35 @@ def difference(got: Tensor, want: Tensor, name: str) -> Tensor:
 
 def tiles(x: Tensor) -> Tensor:
     """Largest element in each tile of 64 rows: [heads, rows(, dim)] -> [heads, tiles]."""
-    rows = x.reshape(x.shape[0], x.shape[1], -1).amax(-1)
+    rows = x if x.dim() == 2 else x.amax(-1)
     padded = torch.nn.functional.pad(rows, (0, -rows.shape[1] % TILE_ROWS))
-    return padded.view(len(x), -1, TILE_ROWS).amax(-1)
+    return padded.view(len(x), padded.shape[1] // TILE_ROWS, TILE_ROWS).amax(-1)
 
 
 class Solver:
-    """Exact answers and bounds, one key/value head at a time."""
+    """Exact answers and bounds, one piece at a time."""
 
     def __init__(
-        self, problem: Problem, case: Case, mask: Mask, inputs: dict[str, Buffer]
+        self, problem: Problem, case: Case, pieces: Pieces, inputs: dict[str, Buffer]
     ) -> None:
         self.storage = DTYPES[problem.dtype]
         self.backward = problem.op == "bwd"
-        self.scale, self.mask, self.inputs = case.scale_for(problem), mask, inputs
-        self.per_group = case.workload.heads // case.workload.kv_heads
+        self.scale, self.inputs = case.scale_for(problem), inputs
+        self.pattern, self.pieces = problem.pattern, pieces
         self.exact: dict[Group, tuple[Tensor, Tensor, float]] = {}
 
     def slice(self, name: str, group: Group) -> Tensor:
-        batch, head = group
-        values = self.inputs[name].values
-        if name in ("k", "v"):
-            return values[batch, head]
-        return values[batch, head * self.per_group : (head + 1) * self.per_group]
+        found = self.pieces.cut(name, self.inputs[name].values, group)
+        return found[0] if name in ("k", "v") else found
+
+    def mask(self, group: Group) -> Mask:
+        return Mask(self.pattern, *self.pieces.lengths(group), str(self.inputs["q"].raw.device))
 
     def forward(
         self, group: Group, arithmetic: Arithmetic
     ) -> tuple[Tensor, Tensor, float]:
         q, k, v = (self.slice(name, group) for name in "qkv")
-        return forward(q, k, v, self.mask, self.scale, arithmetic)
+        return forward(q, k, v, self.mask(group), self.scale, arithmetic)
 
     def feed(self, group: Group, exact: bool) -> None:
         """Write the o and lse that the backward reads."""
@@ -216,7 +218,7 @@ class Solver:
         q, k, v, dout = (self.slice(name, group) for name in ("q", "k", "v", "dout"))
         dlse = self.slice("dlse", group) if "dlse" in self.inputs else None
         return backward(
-            q, k, v, o, lse, dout, dlse, self.mask, self.scale, arithmetic
+            q, k, v, o, lse, dout, dlse, self.mask(group), self.scale, arithmetic
         )
 
     def _bounds(self, largest_score: float) -> Bound:
@@ -236,4 +238,4 @@ class Solver:
 
 
 def _largest(x: Tensor) -> float:
-    return float(x.float().abs().nan_to_num(0, 0, 0).max())
+    return 0.0 if not x.numel() else float(x.float().abs().nan_to_num(0, 0, 0).max())

@@ -8,6 +8,7 @@ large and would hide anything that happens to the small late ones.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -22,8 +23,9 @@ from fagen.cases import Case
 from fagen.errors import WrongResult
 from fagen.inputs import POISON, Buffer, buffer, outputs, random_inputs
 from fagen.library import Library
-from fagen.model import Problem, Workload
-from fagen.reference import TILE_ROWS, Group, difference, tiles
+from fagen.model import Problem
+from fagen.pieces import Group, Pieces
+from fagen.reference import TILE_ROWS, difference, tiles
 
 SAMPLED_GROUPS = 3  # at most, of a sampled case
 SAMPLED_SCORES = {"cpu": 1 << 30, "cuda": 1 << 34}  # in all sampled groups: seconds of reference
@@ -36,7 +38,7 @@ class MemoryDamaged(WrongResult):
 
 @dataclass(frozen=True)
 class Expected:
-    """One output of the compared groups: exact values, and a bound per tile of rows."""
+    """One output of one piece: exact values, and a bound per tile of rows."""
 
     want: Tensor
     bound: Tensor
@@ -50,20 +52,16 @@ class Prepared:
     case: Case
     inputs: Mapping[str, Buffer]
     untouched: Mapping[str, Tensor]
-    groups: tuple[Group, ...]
-    expected: Mapping[str, Expected]
+    pieces: Pieces
+    groups: tuple[Group, ...]  # those that are compared
+    expected: Mapping[Group, Mapping[str, Expected]]
 
     @property
     def bytes(self) -> int:
         buffers = (b.raw for b in self.inputs.values())
-        answers = (t for e in self.expected.values() for t in (e.want, e.bound))
+        answers = (t for by_name in self.expected.values() for e in by_name.values()
+                   for t in (e.want, e.bound))
         return sum(t.nbytes for t in (*buffers, *self.untouched.values(), *answers))
-
-    def heads(self, name: str, tensor: Tensor) -> Tensor:
-        """The compared heads of a tensor, one after another."""
-        w = self.case.workload
-        per_group = 1 if name in ("k", "v", "dk", "dv") else w.heads // w.kv_heads
-        return torch.cat([tensor[b, h * per_group : (h + 1) * per_group] for b, h in self.groups])
 
 
 @dataclass(frozen=True)
@@ -134,36 +132,56 @@ def _memory_bytes(device: str) -> int:
 
 
 def _compare(prepared: Prepared, name: str, values: Tensor) -> Score:
-    expected, case = prepared.expected[name], prepared.case
+    case = prepared.case
     if case.inputs in ("normal", "large") and (unwritten := int(values.isnan().sum())):
         raise WrongResult(f"{unwritten} of {values.numel()} elements of {name} on {case} are NaN")
-    got = prepared.heads(name, values).to(expected.want.dtype)
-    error = difference(got, expected.want, name)
-    share = tiles(error) / expected.bound
-    worst = float(share.max())
-    if worst > 1:
-        raise WrongResult(
-            f"{name} is wrong on {case}: {_where(prepared, name, got, error, share)}"
+    misses = [_Miss.of(prepared, name, values, group) for group in prepared.groups]
+    worst = max(misses, key=lambda miss: miss.worst)
+    if worst.worst > 1:
+        bad = sum(int((miss.share > 1).sum()) for miss in misses)
+        tiles = sum(miss.share.numel() for miss in misses)
+        raise WrongResult(f"{name} is wrong on {case}: {worst} "
+                          f"({bad} of {tiles} tiles are out of bounds)")
+    return Score(worst.worst, name)
+
+
+@dataclass(frozen=True)
+class _Miss:
+    """How far one piece of one output is off."""
+
+    prepared: Prepared
+    name: str
+    group: Group
+    got: Tensor
+    error: Tensor
+    share: Tensor  # of the bound, by head and tile
+    worst: float
+
+    @classmethod
+    def of(cls, prepared: Prepared, name: str, values: Tensor, group: Group) -> _Miss:
+        expected = prepared.expected[group][name]
+        got = prepared.pieces.cut(name, values, group).to(expected.want.dtype)
+        error = difference(got, expected.want, name)
+        off = tiles(error)
+        share = torch.where(off == 0, 0, off / expected.bound)  # exact needs no bound
+        worst = float(share.max()) if share.numel() else 0.0
+        return cls(prepared, name, group, got, error, share, worst)
+
+    def __str__(self) -> str:
+        head, tile = divmod(int(self.share.argmax()), self.share.shape[1])
+        rows = slice(tile * TILE_ROWS, (tile + 1) * TILE_ROWS)
+        inside = self.error[head, rows]
+        at = [int(i) for i in torch.unravel_index(inside.argmax(), inside.shape)]
+        at[0] += rows.start
+        batch, group = self.group
+        element = [batch, group * len(self.got) + head, *at]
+        expected = self.prepared.expected[self.group][self.name]
+        bound = float(expected.bound[head, tile])
+        return (
+            f"at {element} it is {float(self.got[(head, *at)]):.6g} instead of"
+            f" {float(expected.want[(head, *at)]):.6g}, {self.worst:.3g} times the bound"
+            f" {bound:.3g}"
         )
-    return Score(worst, name)
-
-
-def _where(prepared: Prepared, name: str, got: Tensor, error: Tensor, share: Tensor) -> str:
-    head, tile = divmod(int(share.argmax()), share.shape[1])
-    rows = slice(tile * TILE_ROWS, (tile + 1) * TILE_ROWS)
-    inside = error[head, rows]
-    at = [int(i) for i in torch.unravel_index(inside.argmax(), inside.shape)]
-    at[0] += rows.start
-    per_group = len(got) // len(prepared.groups)
-    batch, group = prepared.groups[head // per_group]
-    element = [batch, group * per_group + head % per_group, *at]
-    want = prepared.expected[name].want
-    bound = float(prepared.expected[name].bound[head, tile])
-    return (
-        f"at {element} it is {float(got[(head, *at)]):.6g} instead of"
-        f" {float(want[(head, *at)]):.6g}, {float(share.max()):.3g} times the bound {bound:.3g}"
-        f" ({int((share > 1).sum())} of {share.numel()} tiles are out of bounds)"
-    )
 
 
 # --- preparing -----------------------------------------------------------------------------------
@@ -171,27 +189,26 @@ def _where(prepared: Prepared, name: str, got: Tensor, error: Tensor, share: Ten
 
 def prepare(problem: Problem, case: Case, device: str) -> Prepared:
     inputs = random_inputs(problem, case, device)
-    w = case.workload
-    everything = [(b, h) for b in range(w.batch) for h in range(w.kv_heads)]
-    groups = _sample(everything, w, device) if case.sampled else everything
-    mask = reference.Mask(problem.pattern, w.seqlen_q, w.seqlen_kv, device)
-    solver = reference.Solver(problem, case, mask, inputs)
+    pieces = Pieces.of(problem, case.workload)
+    everything = pieces.all()
+    groups = _sample(pieces, device) if case.sampled else everything
+    solver = reference.Solver(problem, case, pieces, inputs)
     if problem.op == "bwd":
         inputs |= {name: buffer(name, problem, case, device, POISON) for name in ("o", "lse")}
         for group in everything:
             solver.feed(group, exact=group in groups)
-    answers = [solver.solve(group) for group in groups]
     expected = {
-        name: Expected(*(torch.cat([answer[name][i] for answer in answers]) for i in (0, 1)))
-        for name in outputs(problem)
+        group: {name: Expected(*answer) for name, answer in solver.solve(group).items()}
+        for group in groups
     }
     untouched = {} if case.sampled else {name: b.raw.clone() for name, b in inputs.items()}
-    return Prepared(problem, case, inputs, untouched, tuple(groups), expected)
+    return Prepared(problem, case, inputs, untouched, pieces, tuple(groups), expected)
 
 
-def _sample(groups: list[Group], w: Workload, device: str) -> list[Group]:
-    """The last one at least, then the first, then the middle one."""
-    scores = w.heads // w.kv_heads * w.seqlen_q * w.seqlen_kv
+def _sample(pieces: Pieces, device: str) -> list[Group]:
+    """The last one at least, then the first, then the middle one; the longest one is last."""
+    groups = sorted(pieces.all(), key=lambda group: math.prod(pieces.lengths(group)))
+    scores = pieces.heads * math.prod(pieces.lengths(groups[-1]))
     count = max(1, min(SAMPLED_GROUPS, SAMPLED_SCORES[device.partition(":")[0]] // scores))
     last = len(groups) - 1
     return [groups[i] for i in sorted({*(last, 0, last // 2)[:count]})]

@@ -23,7 +23,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("search", "exploration", "explorer", "surrogate", "finale", "learned", "trial", "winner",
      "portfolio", "budget", "journal", "tunable", "emit", "wheel"),
     ("pool", "builds", "child", "lock"),
-    ("worker", "workbench", "verify", "timing", "call", "inputs", "cases", "reference", "library"),
+    ("worker", "workbench", "verify", "timing", "call", "inputs", "cases", "reference",
+     "library", "pieces"),
     ("link", "kerneltable"),
     ("build", "render", "store"),
     ("compilers", "entryfile", "yamlfile", "devices"),
@@ -46,7 +47,7 @@ HOMES: dict[str, set[str]] = {
     "pycuda": {"compilers", "timing"},
     "matplotlib": {"plots", "draw"},
     "torch": {"worker", "workbench", "verify", "timing", "call", "inputs", "reference",
-              "benchrun", "contenders", "ceiling", "capture", "runtime"},
+              "pieces", "benchrun", "contenders", "ceiling", "capture", "runtime"},
 }
 OPTIONAL_PEERS = {"flash_attn": {"contenders"}}
 

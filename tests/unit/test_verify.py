@@ -12,8 +12,9 @@ from fagen import reference
 from fagen.call import Call
 from fagen.cases import Case, long_list, of_workload, short_list
 from fagen.errors import WrongResult
-from fagen.inputs import DTYPES, POISON, Buffer, outputs
+from fagen.inputs import DTYPES, OFFSETS, POISON, Buffer, outputs
 from fagen.model import Problem, Workload
+from fagen.pieces import Pieces
 from fagen.reference import difference, tiles
 from fagen.verify import SAMPLED_SCORES, Checker, MemoryDamaged, prepare
 
@@ -46,28 +47,25 @@ class TextbookCall:
         self.poison = self.call.poison
 
     def __call__(self):
-        w = self.case.workload
-        mask = reference.Mask(self.problem.pattern, w.seqlen_q, w.seqlen_kv, "cpu")
-        group = w.heads // w.kv_heads
+        pieces = Pieces.of(self.problem, self.case.workload)
         tensors = {n: b.values for n, b in {**self.call.inputs, **self.call.outputs}.items()}
         scale = self.case.scale_for(self.problem)
         math_ = reference.plain(DTYPES[self.problem.dtype])
-        for b in range(w.batch):
-            for h in range(w.kv_heads):
-                heads = slice(h * group, (h + 1) * group)
-                at = {n: t[b, h] if n in ("k", "v", "dk", "dv") else t[b, heads]
-                      for n, t in tensors.items()}
-                if self.problem.op == "fwd":
-                    o, lse, _ = reference.forward(
-                        at["q"], at["k"], at["v"], mask, scale, math_)
-                    at["o"].copy_(o)
-                    at["lse"].copy_(lse)
-                    continue
-                grads = reference.backward(
-                    at["q"], at["k"], at["v"], at["o"], at["lse"], at["dout"], at.get("dlse"),
-                    mask, scale, math_)
-                for name in ("dq", "dk", "dv"):
-                    at[name].copy_(getattr(grads, name))
+        for group in pieces.all():
+            mask = reference.Mask(self.problem.pattern, *pieces.lengths(group), "cpu")
+            at = {n: pieces.cut(n, t, group) for n, t in tensors.items() if n not in OFFSETS}
+            at = {n: t[0] if n in ("k", "v", "dk", "dv") else t for n, t in at.items()}
+            if self.problem.op == "fwd":
+                o, lse, _ = reference.forward(
+                    at["q"], at["k"], at["v"], mask, scale, math_)
+                at["o"].copy_(o)
+                at["lse"].copy_(lse)
+                continue
+            grads = reference.backward(
+                at["q"], at["k"], at["v"], at["o"], at["lse"], at["dout"], at.get("dlse"),
+                mask, scale, math_)
+            for name in ("dq", "dk", "dv"):
+                at[name].copy_(getattr(grads, name))
         self.spoil({**tensors, "raw": {n: b.raw for n, b in self.call.outputs.items()}})
 
 
@@ -100,10 +98,11 @@ def check(monkeypatch):
 
 
 SLUGS = ["fwd-fp32-d16-causal", "fwd-bf16-d40x24", "bwd-bf16-d16-window5", "bwd-fp16-d24x8-causal"]
+PACKED = ["fwd-bf16-d16-causal+varlen", "bwd-fp32-d16x8-window5+varlen"]
 CASE = Case(Workload(2, 4, 2, 70, 90), layout="padded", dlse=True)
 
 
-@pytest.mark.parametrize("slug", SLUGS)
+@pytest.mark.parametrize("slug", [*SLUGS, *PACKED])
 def test_a_plain_computation_passes_every_case(check, slug):
     for case in long_list(Problem.parse(slug)):
         assert 0 <= check(slug, case).error <= 1, case
@@ -114,6 +113,34 @@ def test_a_sampled_case_compares_the_first_the_middle_and_the_last_head(check, s
     case = of_workload(Workload(2, 6, 3, 70, 90))
     assert prepare(Problem.parse(slug), case, "cpu").groups == ((0, 0), (0, 2), (1, 2))
     assert 0 < check(slug, case).error <= 1
+
+
+def test_packed_cases_have_sequences_with_nothing_in_them():
+    lengths = [pair for case in short_list(Problem.parse(PACKED[0]))
+               for pair in case.workload.lengths()]
+    for q, kv in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        assert any((a > 0, b > 0) == (q, kv) for a, b in lengths), (q, kv)
+    assert any(1 in pair for pair in lengths)
+
+
+@pytest.mark.parametrize("slug", PACKED)
+def test_a_sampled_packed_case_compares_the_longest_sequence(check, slug):
+    case = of_workload(Workload.parse("b5-h4x2-s90x120-t200x300"))
+    prepared = prepare(Problem.parse(slug), case, "cpu")
+    sizes = [q * kv for q, kv in case.workload.lengths()]
+    assert sizes[prepared.groups[-1][0]] == max(sizes)
+    assert len(prepared.groups) == 3
+    assert 0 < check(slug, case).error <= 1
+
+
+@pytest.mark.parametrize("slug", PACKED)
+def test_a_wrong_element_of_a_packed_sequence_is_seen(check, slug):
+    case = Case(Workload.parse("b3-h4x2-s70x90-t140x200"), layout="bshd")
+    name = outputs(Problem.parse(slug))[0]
+    with pytest.raises(WrongResult, match=rf"^{name} is wrong on b3.* at \[2, 3, \d+, 5\] it is"):
+        check(slug, case, spoiled(name, (0, 3, -1, 5), lambda x: x + 0.1))
+    with pytest.raises(MemoryDamaged, match="changed its input cu_kv"):
+        check(slug, case, spoiled("cu_kv", 1, lambda x: x + 1))
 
 
 def test_a_large_sampled_case_compares_fewer_heads(monkeypatch):
@@ -225,7 +252,7 @@ def test_guards_keep_their_bytes_through_fills_of_every_layout():
         assert made.damage() == ""
 
 
-@pytest.mark.parametrize("slug", [*SLUGS, "fwd-fp16-d64-window1024"])
+@pytest.mark.parametrize("slug", [*SLUGS, *PACKED, "fwd-fp16-d64-window1024"])
 def test_cases_survive_json_and_are_distinct(slug):
     cases = long_list(Problem.parse(slug))
     assert [Case.from_json(case.to_json()) for case in cases] == list(cases)
