@@ -18,12 +18,13 @@ from torch.nn.functional import scaled_dot_product_attention as torchs
 from . import arguments, fallback
 from .errors import NoKernel
 from .launch import Options
-from .ops import Plan, is_plain, wants_gradient
+from .ops import is_plain, wants_gradient
+from .plan import Plan
 from .selection import DEVICES, Pattern
 from .transforms import dispatched
 
-# Takes q, k and v as [batch, heads, rows, dim]; returns the output and the log-sum-exp.
-Work = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+# Takes q, k and v as given; returns the output and, where that is wanted, the log-sum-exp.
+Work = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 _REMEMBERED = 4096  # kinds of call; beyond that the memory starts over
 _works: dict[Hashable, Work] = {}
 
@@ -76,16 +77,10 @@ def attention(
     Raises NoKernel where no kernel in this package serves the call; ``fallback="sdpa"`` lets torch
     compute it instead.
     """
-    asked = Asked(
-        causal, window, pattern, scale, layout, deterministic, return_lse, fallback
-    )
-    q, k, v = autocast(q, k, v)
-    work = _remembered(q, k, v, asked, _work)
-    if layout == "bshd":
-        out, lse = work(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        out = out.transpose(1, 2)
-    else:
-        out, lse = work(q, k, v)
+    asked = (causal, window, pattern, scale, layout, deterministic, return_lse, fallback)
+    if _any_autocast():
+        q, k, v = autocast(q, k, v)
+    out, lse = _remembered(q, k, v, asked, _work)(q, k, v)
     return (out, lse) if return_lse else out
 
 
@@ -107,7 +102,8 @@ def scaled_dot_product_attention(
     if attn_mask is not None or not isinstance(query, Tensor):
         return _torch(query, key, value, "attn_mask is given", attn_mask, dropout_p, is_causal,
                       scale, enable_gqa)[0]
-    query, key, value = autocast(query, key, value)
+    if _any_autocast():
+        query, key, value = autocast(query, key, value)
     asked = (dropout_p, is_causal, scale, enable_gqa)
     return _remembered(query, key, value, asked, _sdpa_work)(query, key, value)[0]
 
@@ -134,11 +130,13 @@ def _remembered(
     return work
 
 
-def _work(q: Tensor, k: Tensor, v: Tensor, asked: Asked) -> Work:
+def _work(q: Tensor, k: Tensor, v: Tensor, given: tuple[Any, ...]) -> Work:
     """What ``attention`` has to do."""
+    asked = Asked(*given)
     arguments.check_options(asked.layout, asked.fallback, asked.deterministic, asked.return_lse)
     pattern = arguments.pattern_of(asked.causal, asked.window, asked.pattern)
     arguments.check_tensors(q, k, v)
+    tensors = q, k, v
     if asked.layout == "bshd":
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     arguments.check_shapes(q, k, v)
@@ -149,12 +147,13 @@ def _work(q: Tensor, k: Tensor, v: Tensor, asked: Asked) -> Work:
         if reason and pattern.name:
             raise NoKernel(f"{reason}; torch cannot compute the pattern {pattern.name} instead")
         if reason:
-            return functools.partial(
+            return _laid_out(asked.layout, functools.partial(
                 fallback.textbook, reason=reason, pattern=pattern, scale=scale,
                 with_lse=asked.return_lse,
-            )
+            ))
     rows_first = asked.layout == "bshd" or q.stride(1) < q.stride(2)
-    return _ours(q, k, v, Options(*pattern, scale, rows_first, deterministic))
+    options = Options(*pattern, scale, rows_first, deterministic)
+    return _ours(*tensors, options, asked.layout, asked.return_lse)
 
 
 def _sdpa_work(q: Tensor, k: Tensor, v: Tensor, asked: tuple[Any, ...]) -> Work:
@@ -171,13 +170,28 @@ def _sdpa_work(q: Tensor, k: Tensor, v: Tensor, asked: tuple[Any, ...]) -> Work:
             scale=scale, enable_gqa=enable_gqa,
         )
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else float(scale)
-    return _ours(q, k, v, Options(*pattern, scale, q.stride(1) < q.stride(2), deterministic))
+    options = Options(*pattern, scale, q.stride(1) < q.stride(2), deterministic)
+    return _ours(q, k, v, options, "bhsd", with_lse=False)
 
 
-def _ours(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Work:
+def _ours(
+    q: Tensor, k: Tensor, v: Tensor, options: Options, layout: str, with_lse: bool
+) -> Work:
     if is_plain(q, k, v):
-        return Plan(q, k, v, options)
-    return functools.partial(dispatched, options=options)
+        return Plan(q, k, v, options, layout, with_lse)
+    return _laid_out(layout, functools.partial(dispatched, options=options))
+
+
+def _laid_out(layout: str, work: Work) -> Work:
+    """For work that takes [batch, heads, rows, dim] and gives the output as that."""
+    if layout == "bhsd":
+        return work
+
+    def turned(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
+        out, lse = work(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        return out.transpose(1, 2), lse
+
+    return turned
 
 
 def _torch(
@@ -223,4 +237,5 @@ def autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q.to(dtype), k.to(dtype), v.to(dtype)
 
 
+_any_autocast = torch._C._is_any_autocast_enabled
 _LOWERED = (torch.float32, torch.float16, torch.bfloat16)

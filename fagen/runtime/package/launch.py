@@ -14,7 +14,7 @@ from torch import Tensor
 from .library import pack, run
 from .selection import Call, Choice, Pattern, choose
 
-_ALIGNMENT = 16  # bytes, for CUDA kernels
+ALIGNMENT = 16  # bytes, for CUDA kernels
 _SCRATCH_ALIGNMENT = 256
 View = tuple[int, int, int, int]  # address and strides, as in struct fagen_view
 
@@ -51,8 +51,16 @@ def choose_for(op: str, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Ch
 
 def allocate(like: Tensor, heads: int, rows: int, dim: int, rows_first: bool) -> Tensor:
     batch = like.shape[0]
+    strides = dense(batch, heads, rows, dim, rows_first)
+    return like.new_empty_strided((batch, heads, rows, dim), strides)
+
+
+def dense(
+    batch: int, heads: int, rows: int, dim: int, rows_first: bool
+) -> tuple[int, int, int, int]:
+    """Strides of [batch, heads, rows, dim]."""
     head, row = (dim, heads * dim) if rows_first else (rows * dim, dim)
-    return like.new_empty_strided((batch, heads, rows, dim), (heads * rows * dim, head, row, 1))
+    return heads * rows * dim, head, row, 1
 
 
 def forward(
@@ -67,7 +75,7 @@ def forward(
     (q, q_), (k, k_), (v, v_) = _read(q), _read(k), _read(v)
     sizes = batch, heads, kv_heads, seqlen_q, seqlen_kv
     views = (*q_, *k_, *v_, *_view(out))
-    _launch(q, choice, pack(views, lse.data_ptr(), 0, sizes, options.scale))
+    start(q, choice, pack(views, lse.data_ptr(), 0, sizes, options.scale))
     return out, lse
 
 
@@ -89,7 +97,7 @@ def backward(
     views = (*q_, *k_, *v_, *out_, *dout_, *_view(dq), *_view(dk), *_view(dv))
     sizes = batch, heads, kv_heads, seqlen_q, seqlen_kv
     dlse_address = 0 if dlse is None else dlse.data_ptr()
-    _launch(q, choice, pack(views, lse.data_ptr(), dlse_address, sizes, options.scale))
+    start(q, choice, pack(views, lse.data_ptr(), dlse_address, sizes, options.scale))
     return dq, dk, dv
 
 
@@ -100,26 +108,33 @@ def _view(tensor: Tensor) -> View:
 
 def _read(tensor: Tensor) -> tuple[Tensor, View]:
     """The tensor itself wherever a kernel can read it, else a copy; and where it is."""
-    batch, head, row, dim = tensor.stride()
-    where = tensor.data_ptr(), batch, head, row
-    if dim == 1 and not (tensor.is_cuda and crooked(tensor.shape, where, tensor.element_size())):
-        return tensor, where
+    if readable(tensor) and not (tensor.is_cuda and tensor.data_ptr() % ALIGNMENT):
+        return tensor, _view(tensor)
     copy = tensor.clone(memory_format=torch.contiguous_format)
     return copy, _view(copy)
+
+
+def readable(tensor: Tensor) -> bool:
+    """Can a kernel read it, as far as its strides say?"""
+    batch, head, row, dim = tensor.stride()
+    where = 0, batch, head, row
+    return dim == 1 and not (
+        tensor.is_cuda and crooked(tensor.shape, where, tensor.element_size()))
 
 
 def crooked(shape: torch.Size, where: View, item: int) -> bool:
     """Not aligned, or expanded: a stride of 0 is nothing that a tensor map can say."""
     address, batch, head, row = where
-    if batch and head and row and not (address | (batch | head | row) * item) % _ALIGNMENT:
+    if batch and head and row and not (address | (batch | head | row) * item) % ALIGNMENT:
         return False
-    return address % _ALIGNMENT != 0 or any(
-        size > 1 and (stride == 0 or stride * item % _ALIGNMENT)
+    return address % ALIGNMENT != 0 or any(
+        size > 1 and (stride == 0 or stride * item % ALIGNMENT)
         for size, stride in zip(shape[:3], where[1:], strict=True)
     )
 
 
-def _launch(q: Tensor, choice: Choice, packed: bytes) -> None:
+def start(q: Tensor, choice: Choice, packed: bytes) -> None:
+    """On the device that holds q."""
     if not q.is_cuda:
         _, start = _scratch(q, choice.workspace_bytes)
         run(choice.kernel, packed, start, 0, torch.get_num_threads())

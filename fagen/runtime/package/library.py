@@ -17,6 +17,11 @@ _HERE = Path(__file__).resolve().parent
 # of packed sequences the addresses of their offsets and the totals.
 _PARAMS = struct.Struct("<38q5if2q2i")
 _NO_VIEW = (0, 0, 0, 0)
+# The same with the strides of each view, and the sizes with the scale, packed ahead.
+_STRIDES, _SIZES = struct.Struct("<3q"), struct.Struct("<5if")
+_REST = f"{_PARAMS.size - 8 * 32 - 6 * 8 - _SIZES.size}x"
+FORWARD = struct.Struct(f"<{4 * 'q24s'}128xq8x32x24s{_REST}")
+BACKWARD = struct.Struct(f"<{8 * 'q24s'}qq32x24s{_REST}")
 
 
 @functools.cache
@@ -73,6 +78,14 @@ def pack(
     """``struct fagen_params``; views in the order of the struct, the last may be missing."""
     missing = _NO_VIEW * (8 - len(views) // 4)
     return _PARAMS.pack(*views, *missing, lse, dlse, 0, 0, 0, 0, *sizes, scale, *packing)
+
+
+def pack_strides(strides: tuple[int, ...]) -> bytes:
+    return _STRIDES.pack(*strides[:3])
+
+
+def pack_sizes(sizes: tuple[int, int, int, int, int], scale: float) -> bytes:
+    return _SIZES.pack(*sizes, scale)
 
 
 def run(index: int, packed: bytes, workspace: int, stream: int, threads: int) -> None:

@@ -1,8 +1,7 @@
 """The two operators as torch knows them.
 
-They are registered with torch.library: fake tensors, autograd, torch.compile, export. An eager call
-on plain tensors takes a shorter way to the same functions, because the dispatcher costs more host
-time than a short kernel takes to run.
+They are registered with torch.library: fake tensors, autograd, torch.compile, export. Eager calls
+on plain tensors take the shorter way of plan.py to the same kernels.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from . import launch
 from .launch import Options
-from .selection import Choice
 
 NAMESPACE = __name__.rpartition(".")[0].replace(".", "_")
 _OPTIONS = (
@@ -89,53 +87,6 @@ def gradients(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, 
 
 
 registry.register_autograd(f"{NAMESPACE}::fwd", gradients, setup_context=keep, lib=library)
-
-
-class Plan:
-    """Everything about an eager call that does not depend on the numbers in its tensors."""
-
-    __slots__ = ("backward", "differentiable", "forward", "options")
-
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, options: Options) -> None:
-        self.options = options
-        self.differentiable = wants_gradient(q, k, v)
-        self.forward: Choice | None = launch.choose_for("fwd", q, k, v, options)
-        # Also now, rather than in the middle of a backward, where there is no kernel.
-        self.backward: Choice | None = (
-            launch.choose_for("bwd", q, k, v, options) if self.differentiable else None
-        )
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        if self.differentiable:
-            output: tuple[Tensor, Tensor] = _Eager.apply(  # type: ignore[no-untyped-call]
-                q, k, v, self
-            )
-            return output
-        return launch.forward(q, k, v, self.options, self.forward)
-
-
-class _Eager(torch.autograd.Function):
-    """The operators without the dispatcher."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
-        out, lse = launch.forward(q, k, v, plan.options, plan.forward)
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.set_materialize_grads(False)
-        ctx.plan = plan
-        return out, lse
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
-        if dout is None and dlse is None:
-            return None, None, None, None
-        q, k, v, out, lse = ctx.saved_tensors
-        if dout is None:
-            dout = torch.zeros_like(out)
-        plan = ctx.plan
-        grads = launch.backward(dout, dlse, q, k, v, out, lse, plan.options, plan.backward)
-        return *grads, None
 
 
 def wants_gradient(q: Tensor, k: Tensor, v: Tensor) -> bool:
