@@ -25,6 +25,25 @@ class View(ctypes.Structure):
     )
 
 
+class Blocks(ctypes.Structure):
+    """``struct fagen_blocks``."""
+
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("cells", "holes", "bitmaps"))
+
+
+class Mask(ctypes.Structure):
+    """``struct fagen_mask``."""
+
+    _fields_ = (
+        ("by_query", Blocks),
+        ("by_key", Blocks),
+        ("queries", ctypes.c_void_p),
+        ("keys", ctypes.c_void_p),
+        ("batches", ctypes.c_int32),
+        ("heads", ctypes.c_int32),
+    )
+
+
 class Params(ctypes.Structure):
     """``struct fagen_params``."""
 
@@ -43,6 +62,7 @@ class Params(ctypes.Structure):
         ("cu_kv", ctypes.c_void_p),
         ("total_q", ctypes.c_int32),
         ("total_kv", ctypes.c_int32),
+        ("mask", Mask),
     )
 
 

@@ -4,14 +4,16 @@ A pattern's slug is a word with its parameters, such as ``causal`` or ``longform
 C++ side of each lives in ``templates/patterns/``; the tests compare the two.
 """
 
-from fagen.patterns.base import UNBOUNDED, IntervalPattern, Pattern, Tiles
+from fagen.patterns.base import UNBOUNDED, IntervalPattern, Pattern, StaticPattern, Tiles
 from fagen.patterns.blocks import BigBird, Butterfly
+from fagen.patterns.data import BlockLists, DataPattern, Documents
 from fagen.patterns.parts import Dilated, Fixed, Longformer, Strided
 from fagen.patterns.runs import CAUSAL, CAUSAL_TOP_LEFT, DENSE, Band, BlockDiagonal, PrefixLM
 from fagen.patterns.table import PATTERNS, PatternRow, parse_pattern
 
 __all__ = [
     "CAUSAL", "CAUSAL_TOP_LEFT", "DENSE", "PATTERNS", "UNBOUNDED", "Band", "BigBird",
-    "BlockDiagonal", "Butterfly", "Dilated", "Fixed", "IntervalPattern", "Longformer", "Pattern",
-    "PatternRow", "PrefixLM", "Strided", "Tiles", "parse_pattern",
+    "BlockDiagonal", "BlockLists", "Butterfly", "DataPattern", "Dilated", "Documents", "Fixed",
+    "IntervalPattern", "Longformer", "Pattern", "PatternRow", "PrefixLM", "StaticPattern",
+    "Strided", "Tiles", "parse_pattern",
 ]

@@ -43,6 +43,7 @@ class Pattern(ABC):
 
     header: ClassVar[str]  # under templates/
     interval: ClassVar[bool] = False  # is every row one run of keys?
+    is_data: ClassVar[bool] = False  # does the mask come with the call? (patterns/data.py)
     # The query's position reaches no further than this to either side.
     left: int = UNBOUNDED
     right: int = UNBOUNDED
@@ -54,8 +55,8 @@ class Pattern(ABC):
         """The C++ type, as the header spells it."""
 
     @abstractmethod
-    def keep(self, i: Any, j: Any, seqlen_kv: int) -> Any:
-        """Does the query at position i keep key j? Arrays of integers, numpy's or torch's."""
+    def kept(self, q: Any, seqlen_q: int, seqlen_kv: int) -> Any:
+        """Some rows of the boolean matrix: those of the queries q."""
 
     @abstractmethod
     def count_kept(self, seqlen_q: int, seqlen_kv: int) -> int:
@@ -73,9 +74,8 @@ class Pattern(ABC):
         """The boolean matrix itself, for the reference."""
         import numpy as np
 
-        i = np.arange(seqlen_q)[:, None] + self.shift(seqlen_q, seqlen_kv)
-        j = np.arange(seqlen_kv)[None, :]
-        return np.broadcast_to(self.keep(i, j, seqlen_kv), (seqlen_q, seqlen_kv)).copy()
+        rows: NDArray[np.bool_] = self.kept(np.arange(seqlen_q), seqlen_q, seqlen_kv)
+        return rows
 
     def share(self, seqlen_q: int, seqlen_kv: int) -> float:
         """The part of all (q, k) that stays, and so of the dense work."""
@@ -85,22 +85,35 @@ class Pattern(ABC):
         """Which tiles a kernel skips, computes, and computes without a mask."""
         import numpy as np
 
-        j = np.arange(seqlen_kv)[None, :]
         starts = np.arange(0, seqlen_kv, keys)
         sizes = np.diff([*starts, seqlen_kv])
         kinds = []
         for first in range(0, seqlen_q, rows):
-            i = np.arange(first, min(first + rows, seqlen_q))[:, None]
-            kept = self.keep(i + self.shift(seqlen_q, seqlen_kv), j, seqlen_kv)
-            counts = np.add.reduceat(np.broadcast_to(kept, (len(i), seqlen_kv)).sum(0), starts)
-            kinds.append((counts > 0).astype(np.int8) + (counts == sizes * len(i)))
+            q = np.arange(first, min(first + rows, seqlen_q))
+            counts = np.add.reduceat(self.kept(q, seqlen_q, seqlen_kv).sum(0), starts)
+            kinds.append((counts > 0).astype(np.int8) + (counts == sizes * len(q)))
         return Tiles(rows, keys, np.stack(kinds).astype(np.int8))
 
     def __lt__(self, other: Pattern) -> bool:
         return str(self) < str(other)
 
 
-class IntervalPattern(Pattern):
+class StaticPattern(Pattern):
+    """A formula of positions, compiled into the kernel."""
+
+    @abstractmethod
+    def keep(self, i: Any, j: Any, seqlen_kv: int) -> Any:
+        """Does the query at position i keep key j? Arrays of integers, numpy's or torch's."""
+
+    def kept(self, q: Any, seqlen_q: int, seqlen_kv: int) -> Any:
+        import numpy as np
+
+        i = q[:, None] + self.shift(seqlen_q, seqlen_kv)
+        rows = self.keep(i, np.arange(seqlen_kv)[None, :], seqlen_kv)
+        return np.broadcast_to(rows, (len(q), seqlen_kv)).copy()
+
+
+class IntervalPattern(StaticPattern):
     """Every row keeps one run of keys: masks are two comparisons, on any hardware."""
 
     interval: ClassVar[bool] = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fagen.patterns.base import Pattern
+from fagen.patterns.base import StaticPattern
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     Run = tuple[Array, Array]  # first keys and ends, one of each per row
 
 
-class Sparse(Pattern):
+class Sparse(StaticPattern):
     """A union of parts, each of which may be cut at the diagonal."""
 
     header: ClassVar[str] = "patterns/parts.h"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fagen.errors import UsageError
 from fagen.patterns.base import Pattern
 from fagen.patterns.blocks import BigBird, Butterfly
+from fagen.patterns.data import BlockLists, Documents
 from fagen.patterns.parts import Dilated, Fixed, Longformer, Strided
 from fagen.patterns.runs import (
     CAUSAL,
@@ -19,6 +20,7 @@ from fagen.patterns.runs import (
     PrefixLM,
 )
 
+LARGEST_BLOCK = 4096
 LARGEST = 1 << 28  # of a distance, so that sums of several stay in 32 bits
 
 
@@ -71,6 +73,15 @@ def _bigbird(match: re.Match[str]) -> Pattern:
     return BigBird(window, globals_, bool(match[6]), random, block, seed)
 
 
+def _blocks(match: re.Match[str]) -> Pattern:
+    sizes = [int(match[1]), int(match[2] or match[1])]
+    for size in sizes:
+        if size % 16 or not 16 <= size <= LARGEST_BLOCK:
+            raise UsageError(f"blocks of {size} are not served",
+                             f"multiples of 16 from 16 to {LARGEST_BLOCK}")
+    return BlockLists(bool(match[3]), block_q=sizes[0], block_kv=sizes[1])
+
+
 _N, _C = r"(\d{1,9})", "(-causal)?"
 
 PATTERNS: tuple[PatternRow, ...] = (
@@ -101,6 +112,10 @@ PATTERNS: tuple[PatternRow, ...] = (
     PatternRow("butterfly-bB[-causal]", f"butterfly-b{_N}{_C}",
                lambda m: Butterfly(_number(m[1]), bool(m[2])), Butterfly,
                "blocks of B that see those whose number differs in at most one bit"),
+    PatternRow("blocksB[xBKV][-causal]", f"blocks{_N}(?:x{_N})?{_C}", _blocks, BlockLists,
+               "blocks of B queries by BKV keys (B) that each call lists"),
+    PatternRow("documents[-causal]", f"documents{_C}", lambda m: Documents(bool(m[1])), Documents,
+               "a run of keys per query that each call gives: packed documents"),
 )
 
 

@@ -24,7 +24,7 @@ __device__ __forceinline__ void row_gradient(const float (&s)[DQ_TILES][4],
                                              int key, const Pattern &pattern, float scale, int q0) {
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    const RowMask<Pattern> kept(pattern, q0 + row + 8 * h, key);
+    const RowMask<Pattern, DQ_KEYS> kept(pattern, q0 + row + 8 * h, key);
     const float lse = stats[row + 8 * h], delta = stats[BLOCK_M + row + 8 * h];
 #pragma unroll
     for (int j = 0; j < DQ_TILES; ++j)
@@ -41,7 +41,7 @@ __device__ __forceinline__ void dq_pass(const fagen_params &p, uint32_t q_tile) 
   const uint32_t do_tile = q_tile + Q_BYTES, k_tile = do_tile + DO_BYTES,
                  v_tile = k_tile + DQ_K_BYTES;
   const Rows in(p);
-  const Pattern pattern(Lengths{p.seqlen_q, p.seqlen_kv});
+  const Pattern pattern = pattern_of<Pattern>(p, in.z, in.y);
   KeyWalk<Pattern, DQ_KEYS, 0> walk(pattern, in.q0, in.q1);
   const float scale = exponent_scale(p.scale);
 

@@ -13,6 +13,33 @@ struct fagen_view {
   int64_t batch_stride, head_stride, row_stride;
 };
 
+// A mask of blocks that is known at run time only (patterns/lists.h), as seen from the blocks of
+// queries or from those of keys. A cell says of 32 neighbouring blocks of a row which ones keep
+// anything (some) and which ones everything (full), how many blocks with holes come before it in
+// all cells, and which cell of the row is the next one with a block in it (at or past the row's
+// last: none). The n-th block with holes has the bitmap holes[n]: a bit per element, 16 columns in
+// each number, the blocks' own rows one after another.
+struct fagen_cell {
+  uint32_t some, full;
+  int32_t holes_before, next;
+} __attribute__((aligned(16)));
+struct fagen_blocks {
+  const struct fagen_cell *cells;  // [batch or 1][heads or 1][rows of blocks][cells of a row]
+  const int32_t *holes;
+  const uint16_t *bitmaps;
+};
+
+// Keys of a query, or queries of a key, as [begin, end) (patterns/documents.h).
+struct fagen_run { int32_t begin, end; };
+
+// What patterns that are data read; null and 0 for all others. `batches` and `heads` are 1 where
+// the mask is the same for all of them.
+struct fagen_mask {
+  struct fagen_blocks by_query, by_key;           // the backward needs both
+  const struct fagen_run *queries, *keys;         // [batches][seqlen_q] and [batches][seqlen_kv]
+  int32_t batches, heads;
+};
+
 // Forward reads q, k, v and writes o and lse. Backward reads q, k, v, o, lse, dout (and dlse when
 // it is not null) and writes dq, dk, dv. Query head h reads key/value head h / (heads / kv_heads).
 // lse and dlse are dense fp32 [batch, heads, seqlen_q]; lse is the natural logarithm, -inf for a
@@ -32,6 +59,7 @@ struct fagen_params {
   float scale;
   const int32_t *cu_q, *cu_kv;
   int32_t total_q, total_kv;
+  struct fagen_mask mask;
 };
 
 #endif

@@ -76,8 +76,8 @@ struct RowWalk {
 
   __device__ __forceinline__ RowWalk(const P &pattern, int k0, int k1, int heads)
       : pattern(pattern), heads(heads) {
-    tiles[0] = from(0, k0, k1);
-    if (tiles[0] == NO_TILE) heads_at[0] = heads;
+    tiles[0] = from(0, 0, k0, k1);
+    if (tiles[0] == NO_TILE) next_head(0, k0, k1);
   }
   __device__ __forceinline__ bool more(int ahead = 0) const { return heads_at[ahead] < heads; }
   __device__ __forceinline__ int tile(int ahead = 0) const { return tiles[ahead]; }
@@ -91,18 +91,29 @@ struct RowWalk {
   // Finds the next step. Once per step, and late: what it finds takes two registers. The keys are
   // not kept for the same reason.
   __device__ __forceinline__ void look_ahead(int k0, int k1) {
-    tiles[1] = from((tiles[0] + 1) * SIZE, k0, k1), heads_at[1] = heads_at[0];
-    if (tiles[1] == NO_TILE) tiles[1] = from(0, k0, k1), ++heads_at[1];
+    tiles[1] = from(heads_at[0], (tiles[0] + 1) * SIZE, k0, k1), heads_at[1] = heads_at[0];
+    if (tiles[1] == NO_TILE) next_head(1, k0, k1);
   }
   __device__ __forceinline__ bool clean(int k0, int k1) const {
     const int q0 = tile() * SIZE;
-    return pattern.full(q0, min_of(q0 + SIZE, pattern.seqlen_q), k0, k1);
+    return head_after(pattern, head()).full(q0, min_of(q0 + SIZE, pattern.seqlen_q), k0, k1);
   }
 
  private:
-  __device__ __forceinline__ int from(int row, int k0, int k1) const {
-    const int found = pattern.next_query(k0, k1, row);
+  __device__ __forceinline__ int from(int head, int row, int k0, int k1) const {
+    const int found = head_after(pattern, head).next_query(k0, k1, row);
     return found < pattern.seqlen_q ? found / SIZE : NO_TILE;
+  }
+  // To the first tile of the next head that has one. If all heads have the same tiles, that is the
+  // next head, or none has any.
+  __device__ __forceinline__ void next_head(int i, int k0, int k1) {
+    if constexpr (HeadPattern<P>) {
+      while (tiles[i] == NO_TILE && ++heads_at[i] < heads) tiles[i] = from(heads_at[i], 0, k0, k1);
+    } else if (i == 0) {
+      heads_at[0] = heads;
+    } else {
+      tiles[1] = from(0, 0, k0, k1), ++heads_at[1];
+    }
   }
 };
 
@@ -133,8 +144,8 @@ struct RowWalk<P, SIZE> {
   }
 };
 
-// Which keys of a row stay: keeps(j) for key + j.
-template <class P>
+// Which of KEYS keys of a row stay: keeps(j) for key + j.
+template <class P, int KEYS>
 struct RowMask {
   const P &pattern;
   int row, key;
@@ -145,8 +156,8 @@ struct RowMask {
   }
 };
 
-template <IntervalPattern P>
-struct RowMask<P> {
+template <IntervalPattern P, int KEYS>
+struct RowMask<P, KEYS> {
   int begin, end;
   __device__ __forceinline__ RowMask(const P &pattern, int row, int key) {
     const Range kept = pattern.row(row);
@@ -155,8 +166,23 @@ struct RowMask<P> {
   __device__ __forceinline__ bool keeps(int j) const { return j >= begin && j < end; }
 };
 
-// Which rows keep a key: keeps(j) for row + j. None does for keys past the end.
-template <class P>
+// A lane starts at one of the first 8 of each 16 keys and asks for j % 16 in 0, 1, 8 and 9: then 16
+// keys are asked for at once, and bits that come from the next 16 are not looked at.
+template <BitPattern P, int KEYS>
+struct RowMask<P, KEYS> {
+  uint32_t kept[ceil_div(KEYS, 32)] = {};
+  __device__ __forceinline__ RowMask(const P &pattern, int row, int key) {
+#pragma unroll
+    for (int j = 0; j < KEYS; j += 16)
+      kept[j / 32] |= pattern.key_bits(row, key / 16 * 16 + j) << j % 32;
+#pragma unroll
+    for (auto &bits : kept) bits >>= key % 16;
+  }
+  __device__ __forceinline__ bool keeps(int j) const { return kept[j / 32] >> j % 32 & 1; }
+};
+
+// Which of ROWS rows keep a key: keeps(j) for row + j. None does for keys past the end.
+template <class P, int ROWS>
 struct ColumnMask {
   const P &pattern;
   int key, row;
@@ -167,12 +193,25 @@ struct ColumnMask {
   }
 };
 
-template <IntervalPattern P>
-struct ColumnMask<P> {
+template <IntervalPattern P, int ROWS>
+struct ColumnMask<P, ROWS> {
   int begin, end;
   __device__ __forceinline__ ColumnMask(const P &pattern, int key, int row) {
     const Range kept = pattern.column(key);
     begin = kept.begin - row, end = key < pattern.seqlen_kv ? kept.end - row : begin;
   }
   __device__ __forceinline__ bool keeps(int j) const { return j >= begin && j < end; }
+};
+
+template <BitPattern P, int ROWS>
+struct ColumnMask<P, ROWS> {
+  uint32_t kept[ceil_div(ROWS, 32)] = {};
+  __device__ __forceinline__ ColumnMask(const P &pattern, int key, int row) {
+#pragma unroll
+    for (int j = 0; j < ROWS; j += 16)
+      kept[j / 32] |= pattern.query_bits(key, row / 16 * 16 + j) << j % 32;
+#pragma unroll
+    for (auto &bits : kept) bits >>= row % 16;
+  }
+  __device__ __forceinline__ bool keeps(int j) const { return kept[j / 32] >> j % 32 & 1; }
 };

@@ -6,6 +6,8 @@
 #ifndef FAGEN_PATTERN_CONTRACT_H
 #define FAGEN_PATTERN_CONTRACT_H
 
+#include "device/params.h"
+
 #ifdef __CUDACC__
 #define FAGEN_HD __host__ __device__ __forceinline__
 #else
@@ -38,7 +40,7 @@ template <class From, class To>
 concept convertible = requires(From from, void (*take)(To)) { take(from); };
 
 // Any pattern. The walks are exact: a kernel that goes from next_key to next_key touches no tile
-// that could have been skipped.
+// that could have been skipped. (A mask that is data may name an earlier key: lists.h, documents.h.)
 //
 //   keep(q, k)             does (q, k) stay
 //   next_key(q0, q1, k)    the first key from k on that one of the rows keeps, seqlen_kv if none
@@ -72,6 +74,37 @@ concept IntervalPattern = TilePattern<P> && P::interval && requires(const P p, i
   { p.queries(i, i) } -> convertible<Range>;
   { p.full_queries(i, i) } -> convertible<Range>;
 };
+
+// A pattern that is data of the call, or differs from head to head, is made from the parameters.
+template <class P>
+concept DataPattern = requires(const fagen_params &p, int i) { P(p, i, i); };
+
+// One that differs from head to head also knows the pattern of the n-th query head after its own.
+template <class P>
+concept HeadPattern = DataPattern<P> && requires(const P p, int n) { { p.after(n) } -> convertible<P>; };
+
+// One that answers for 16 elements at once, as bits, where they start at a multiple of 16:
+//
+//   key_bits(q, k)     which keys k .. k + 15 stay with row q; none does past the lengths
+//   query_bits(k, q)   which rows q .. q + 15 keep key k
+template <class P>
+concept BitPattern = TilePattern<P> && requires(const P p, int i) {
+  { p.key_bits(i, i) } -> convertible<uint32_t>;
+  { p.query_bits(i, i) } -> convertible<uint32_t>;
+};
+
+// The pattern of one query head.
+template <class P>
+FAGEN_HD P pattern_of(const fagen_params &p, int batch, int head) {
+  if constexpr (DataPattern<P>) return P(p, batch, head);
+  else return P(Lengths{p.seqlen_q, p.seqlen_kv});
+}
+
+// The pattern of the n-th query head after the one that `pattern` is for.
+template <class P>
+FAGEN_HD const P &head_after(const P &pattern, int) { return pattern; }
+template <HeadPattern P>
+FAGEN_HD P head_after(const P &pattern, int n) { return pattern.after(n); }
 
 // What follows from the runs of an interval pattern P, which inherits from Runs<P>.
 template <class P>

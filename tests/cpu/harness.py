@@ -13,24 +13,11 @@ import torch
 
 from fagen import compilers, paths
 from fagen.families.cpu import CPU
+from fagen.library import Params, View
 from fagen.model import Candidate, Problem, Target
 from fagen.render import Renderer, symbol
 
 TORCH_DTYPE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-TENSORS = ("q", "k", "v", "o", "dout", "dq", "dk", "dv")
-
-
-class View(ctypes.Structure):
-    _fields_ = (("data", ctypes.c_void_p), ("batch_stride", ctypes.c_int64),
-                ("head_stride", ctypes.c_int64), ("row_stride", ctypes.c_int64))
-
-
-class Params(ctypes.Structure):
-    _fields_ = (*((name, View) for name in TENSORS),
-                ("lse", ctypes.c_void_p), ("dlse", ctypes.c_void_p), ("work", ctypes.c_void_p * 4),
-                *((n, ctypes.c_int32) for n in ("batch", "heads", "kv_heads", "seqlen_q",
-                                                "seqlen_kv")),
-                ("scale", ctypes.c_float))
 
 
 @dataclass(frozen=True)

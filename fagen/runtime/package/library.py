@@ -13,10 +13,12 @@ from typing import Any
 from .errors import KernelError, PackageError
 
 _HERE = Path(__file__).resolve().parent
-# struct fagen_params: eight views of four numbers, lse, dlse, four work pointers, sizes, scale, and
-# of packed sequences the addresses of their offsets and the totals.
-_PARAMS = struct.Struct("<38q5if2q2i")
+# struct fagen_params: eight views of four numbers, lse, dlse, four work pointers, sizes, scale; of
+# packed sequences the addresses of their offsets and the totals; then struct fagen_mask: eight
+# pointers, and for how many batches and heads.
+_PARAMS = struct.Struct("<38q5if2q2i8q2i")
 _NO_VIEW = (0, 0, 0, 0)
+NO_MASK = (0,) * 10
 # The same with the strides of each view, and the sizes with the scale, packed ahead.
 _STRIDES, _SIZES = struct.Struct("<3q"), struct.Struct("<5if")
 _REST = f"{_PARAMS.size - 8 * 32 - 6 * 8 - _SIZES.size}x"
@@ -74,10 +76,13 @@ def last_error() -> str:
 def pack(
     views: tuple[int, ...], lse: int, dlse: int, sizes: tuple[int, int, int, int, int],
     scale: float, packing: tuple[int, int, int, int] = (0, 0, 0, 0),
+    mask: tuple[int, ...] = NO_MASK,
 ) -> bytes:
     """``struct fagen_params``; views in the order of the struct, the last may be missing."""
     missing = _NO_VIEW * (8 - len(views) // 4)
-    return _PARAMS.pack(*views, *missing, lse, dlse, 0, 0, 0, 0, *sizes, scale, *packing)
+    return _PARAMS.pack(
+        *views, *missing, lse, dlse, 0, 0, 0, 0, *sizes, scale, *packing, *mask
+    )
 
 
 def pack_strides(strides: tuple[int, ...]) -> bytes:
