@@ -18,7 +18,7 @@ from torch import Tensor
 from fagen.cases import Case
 from fagen.inputs import DTYPES, Buffer
 from fagen.model import Problem
-from fagen.patterns import Pattern
+from fagen.patterns import Pattern, StaticPattern
 from fagen.pieces import Group, Pieces
 
 TILE_ROWS = 64
@@ -61,6 +61,7 @@ class Mask:
 
     def drops(self, rows: slice) -> Tensor:
         i = self.positions[rows, None]
+        assert isinstance(self.pattern, StaticPattern)
         kept = torch.as_tensor(self.pattern.keep(i, self.keys, self.shape[1]), device=i.device)
         return ~kept.expand(len(i), self.shape[1])
 

@@ -33,9 +33,21 @@ class DataPattern(Pattern):
     def drawn_with(self, density: int) -> Self:
         return replace(self, density=density or DENSITY)
 
+    def count_kept(self, seqlen_q: int, seqlen_kv: int) -> int:
+        return _counted(self, seqlen_q, seqlen_kv)
+
+    @abstractmethod
+    def _count(self, seqlen_q: int, seqlen_kv: int) -> int:
+        """The same, each time anew."""
+
     @abstractmethod
     def drawn(self, seqlen_q: int, seqlen_kv: int, seed: int = 0) -> NDArray[Any]:
         """What the mask is made of."""
+
+
+@functools.lru_cache(maxsize=256)
+def _counted(pattern: DataPattern, seqlen_q: int, seqlen_kv: int) -> int:
+    return pattern._count(seqlen_q, seqlen_kv)
 
 
 @dataclass(frozen=True)
@@ -83,8 +95,7 @@ class BlockLists(DataPattern):
         stays = blocks[q[:, None] // self.block_q, k // self.block_kv]
         return stays & (k <= q[:, None] + self.shift(seqlen_q, seqlen_kv)) if self.causal else stays
 
-    @functools.lru_cache(maxsize=256)  # noqa: B019: of frozen values
-    def count_kept(self, seqlen_q: int, seqlen_kv: int) -> int:
+    def _count(self, seqlen_q: int, seqlen_kv: int) -> int:
         import numpy as np
 
         blocks = self.drawn(seqlen_q, seqlen_kv)
@@ -160,7 +171,6 @@ class Documents(DataPattern):
         k = np.arange(seqlen_kv)
         return (k >= begin) & (k < end)
 
-    @functools.lru_cache(maxsize=256)  # noqa: B019: of frozen values
-    def count_kept(self, seqlen_q: int, seqlen_kv: int) -> int:
+    def _count(self, seqlen_q: int, seqlen_kv: int) -> int:
         begin, end = self.runs(seqlen_q, seqlen_kv).T
         return int((end - begin).sum())

@@ -58,7 +58,7 @@ def table(some: Tensor, full: Tensor, holes: Holes) -> Table:
         packed_bits(torch.nn.functional.pad(x, pad)) for x in (some, full & some)
     )
     counts = _COUNTS.to(some.device)[(some_bits ^ full_bits).long()]
-    in_cell = counts.unflatten(-1, (cells, 4)).sum(-1, dtype=torch.int64).flatten()
+    in_cell = counts.view(-1, 4).sum(-1, dtype=torch.int64)
     before = (in_cell.cumsum(0) - in_cell).view(*some.shape[:3], cells)
     words = [bits.view(torch.int32) for bits in (some_bits, full_bits)]
     at = torch.arange(cells, device=some.device).expand_as(words[0])
@@ -86,9 +86,8 @@ def transposed(some: Tensor, full: Tensor, holes: Holes) -> Table:
 def packed_bits(bits: Tensor) -> Tensor:
     """bool [..., 8 n] -> uint8 [..., n], the first in the lowest bit."""
     powers = torch.tensor([1 << n for n in range(8)], dtype=torch.uint8, device=bits.device)
-    return (bits.contiguous().view(torch.uint8).unflatten(-1, (-1, 8)) * powers).sum(
-        -1, dtype=torch.uint8
-    )
+    bytes_ = bits.contiguous().view(torch.uint8).view(*bits.shape[:-1], -1, 8)
+    return (bytes_ * powers).sum(-1, dtype=torch.uint8)
 
 
 def unpacked_bits(packed: Tensor) -> Tensor:
