@@ -134,7 +134,8 @@ class Workload:
         return f"b{self.batch}-h{heads}-s{seqlen}" + (f"-t{total}" if self.packed else "")
 
     _SLUG = re.compile(
-        r"b(N)-h(N)(?:x(N))?-s(N)(?:x(N))?(?:-t(N)(?:x(N))?)?".replace("N", r"[1-9]\d{0,9}"),
+        r"b(N)-h(N)(?:x(N))?-s(N)(?:x(N))?(?:-t(T)(?:x(T))?)?"
+        .replace("N", r"\d{1,10}").replace("T", r"[1-9]\d{0,9}"),
         re.ASCII,
     )
 

@@ -1,4 +1,4 @@
-"""What to tune, from a file: a YAML spec of many problems, or a Hugging Face model config.
+"""What to tune, of many problems: a YAML spec, a Hugging Face model config, a benchmark's cells.
 
     problems:
       - problem: fwd-bf16-d128-causal
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fagen import yamlfile
+from fagen import suites, yamlfile
 from fagen.errors import FagenError, UsageError
 from fagen.model import OPS, Problem, Workload
 from fagen.yamlfile import Complaint, field, mapping, only
@@ -79,6 +79,19 @@ def _made(line: int, make: Callable[[str], Noun], text: str) -> Noun:
         return make(text)
     except FagenError as error:
         raise Complaint(line, error.message) from None
+
+
+# --- a benchmark -------------------------------------------------------------------------------
+
+
+def from_suite(name: str, ops: Sequence[str] = OPS) -> tuple[Job, ...]:
+    """One job per problem of the suite, with the sizes that the suite times it at."""
+    sizes: dict[Problem, dict[Workload, None]] = {}
+    for cell in suites.suite(name):
+        for problem in cell.problems:
+            if problem.op in ops:
+                sizes.setdefault(problem, {})[cell.workload] = None
+    return tuple(Job(problem, tuple(sizes[problem])) for problem in sorted(sizes))
 
 
 # --- captured ----------------------------------------------------------------------------------

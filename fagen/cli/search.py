@@ -34,9 +34,14 @@ From = Annotated[
     Path | None,
     typer.Option("--from", metavar="FILE", help="What fagen capture saw (.jsonl, or its spec)."),
 ]
+Suite = Annotated[
+    str | None, typer.Option("--suite", metavar="NAME", help="The cells of a benchmark's suite.")
+]
 Ops = Annotated[
     list[str] | None,
-    typer.Option("--op", metavar="OP", help="With --hf-config: fwd or bwd. Default: both."),
+    typer.Option(
+        "--op", metavar="OP", help="With --hf-config or --suite: fwd or bwd. Default: both."
+    ),
 ]
 Trials = Annotated[
     int | None, typer.Option("--trials", metavar="N", help="Distinct configs, at most.")
@@ -61,6 +66,7 @@ def tune(
     spec: Spec = None,
     hf_config: HfConfig = None,
     captured: From = None,
+    suite: Suite = None,
     op: Ops = None,
     target: opt.TargetName = None,
     gpu: opt.Gpu = None,
@@ -93,7 +99,7 @@ def tune(
 
     opt.positive("--jobs", jobs)
     sizes = opt.workload(workload, batch, heads, kv_heads, seqlen, seqlen_kv)
-    todo = _jobs(problems or [], spec, hf_config, captured, op, sizes)
+    todo = _jobs(problems or [], spec, hf_config, captured, suite, op, sizes)
     budget = Budget.of(effort, trials=trials, minutes=minutes, seed=seed, patience=patience)
     device, wanted = opt.device_and_target(target, gpu)
     chosen = [opt.families(job.problem, wanted, family) for job in todo]
@@ -136,32 +142,31 @@ def _row(entry: Entry) -> tuple[object, ...]:
 
 def _jobs(
     problems: list[str], spec: Path | None, hf_config: Path | None, captured: Path | None,
-    ops: list[str] | None, sizes: Workload | None,
+    suite: str | None, ops: list[str] | None, sizes: Workload | None,
 ) -> tuple[Job, ...]:
-    """What to tune, from exactly one of: arguments, a spec, a model config, a capture."""
-    from fagen.model import OPS, Problem
-    from fagen.spec import Job, from_capture, from_hf, from_yaml
+    """What to tune, from exactly one of: arguments, a spec, a model config, a capture, a suite."""
+    from fagen.model import Problem
+    from fagen.spec import Job, from_capture, from_hf, from_suite, from_yaml
 
-    files = [file is not None for file in (spec, hf_config, captured)]
-    given = [bool(problems), *files]
+    others = [other is not None for other in (spec, hf_config, captured, suite)]
+    given = [bool(problems), *others]
     if sum(given) != 1:
         raise UsageError(
             "nothing to tune was given" if not any(given) else
-            "PROBLEM, --spec, --hf-config and --from exclude one another",
+            "PROBLEM, --spec, --hf-config, --from and --suite exclude one another",
             "fagen tune fwd-fp32-d64-causal, or --spec FILE, or --hf-config FILE",
         )
-    if ops and hf_config is None:
-        raise UsageError("--op goes with --hf-config only", "the problem's name starts with its op")
+    wanted = _ops(ops, allowed=hf_config is not None or suite is not None)
     if hf_config is not None:
         size = sizes or opt.DEFAULT_WORKLOAD
-        for name in ops or ():
-            if name not in OPS:
-                raise UsageError(f"unknown op {name!r}", f"one of: {', '.join(OPS)}")
         path = opt.readable(hf_config, "--hf-config")
-        return from_hf(path, size.batch, size.seqlen_q, tuple(ops or OPS))
+        return from_hf(path, size.batch, size.seqlen_q, wanted)
+    if sizes is not None and (captured or suite):
+        raise UsageError(f"--{'from' if captured else 'suite'} and sizes were both given",
+                         f"a {'capture' if captured else 'suite'} holds its own sizes")
+    if suite is not None:
+        return from_suite(suite, wanted)
     if captured is not None:
-        if sizes is not None:
-            raise UsageError("--from and sizes were both given", "a capture holds its own sizes")
         opt.readable(captured, "--from")
         if captured.suffix == ".jsonl":
             return from_capture(captured)
@@ -170,6 +175,18 @@ def _jobs(
         return from_yaml(opt.readable(spec, "--spec"), sizes or opt.DEFAULT_WORKLOAD)
     slugs = dict.fromkeys(problems)
     return tuple(Job(Problem.parse(slug), (sizes or opt.DEFAULT_WORKLOAD,)) for slug in slugs)
+
+
+def _ops(ops: list[str] | None, allowed: bool) -> tuple[str, ...]:
+    from fagen.model import OPS
+
+    if ops and not allowed:
+        raise UsageError("--op goes with --hf-config and --suite only",
+                         "the problem's name starts with its op")
+    for name in ops or ():
+        if name not in OPS:
+            raise UsageError(f"unknown op {name!r}", f"one of: {', '.join(OPS)}")
+    return tuple(ops or OPS)
 
 
 def bench(

@@ -10,7 +10,7 @@ import pytest
 
 from fagen.errors import UsageError
 from fagen.model import Workload
-from fagen.spec import from_hf, from_yaml
+from fagen.spec import from_hf, from_suite, from_yaml
 
 DEFAULT = Workload(1, 8, 8, 2048, 2048)
 
@@ -121,3 +121,18 @@ def test_a_model_config_that_is_not_json(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(UsageError, match="cannot be read as JSON"):
         from_hf(path, 1, 1)
+
+
+def test_a_suite_is_tuned_at_the_sizes_it_is_timed_at() -> None:
+    jobs = from_suite("core")
+    assert len(jobs) == 12  # 3 head dimensions, 2 masks, 2 ops
+    assert {str(j.problem) for j in jobs} >= {"fwd-bf16-d64-dense", "bwd-bf16-d256-causal"}
+    assert [str(w) for w in jobs[0].workloads] == [
+        f"b{16384 // s}-h{2048 // jobs[0].problem.head_dim}-s{s}" for s in
+        (512, 1024, 2048, 4096, 8192, 16384)
+    ]
+    # Forward + backward needs both kernels, once.
+    both = from_suite("cpu-core")
+    assert {j.problem.op for j in both if j.problem.dtype == "fp32"} == {"fwd", "bwd"}
+    assert all(len(set(j.workloads)) == len(j.workloads) == 4 for j in both)
+    assert {j.problem.op for j in from_suite("extra", ("bwd",))} == {"bwd"}
