@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.attention
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
@@ -217,6 +218,29 @@ def test_compiled(package: Any) -> None:
     close(found, expected)
     for x, y in zip(torch.autograd.grad(found.sum(), given),
                     torch.autograd.grad(expected.sum(), given), strict=True):
+        close(x, y)
+
+
+def test_as_torchs_flash_implementation(package: Any) -> None:
+    """The same numbers and strides as from torch's own flash kernels."""
+    theirs: Any = torch.nn.attention
+    if not hasattr(theirs, "activate_flash_attention_impl"):
+        pytest.skip("this torch has no place for flash implementations")
+    q, k, v = (x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+               for x in tensors(hk=4))
+
+    def run() -> list[Tensor]:
+        with theirs.sdpa_kernel(theirs.SDPBackend.FLASH_ATTENTION):
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return [out, *torch.autograd.grad(out.float().square().sum(), (q, k, v))]
+
+    expected, before = run(), sum(package.served().values())
+    package.activate()
+    found = run()
+    theirs.restore_flash_attention_impl()
+    assert sum(package.served().values()) == before + 2
+    for x, y in zip(found, expected, strict=True):
+        assert x.stride() == y.stride()
         close(x, y)
 
 

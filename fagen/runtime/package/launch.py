@@ -6,16 +6,18 @@ Every line here is host time of every call; a short kernel takes less than a Pyt
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .library import pack, run
+from .library import kernels, pack, run
 from .selection import Call, Choice, Pattern, choose
 
 ALIGNMENT = 16  # bytes, for CUDA kernels
 _SCRATCH_ALIGNMENT = 256
+_runs: Counter[int] = Counter()  # by kernel
 View = tuple[int, int, int, int]  # address and strides, as in struct fagen_view
 
 
@@ -133,8 +135,20 @@ def crooked(shape: torch.Size, where: View, item: int) -> bool:
     )
 
 
+def served() -> dict[str, int]:
+    """How many calls each kernel of this package has computed, by problem.
+
+    A forward and its backward are two; what a CUDA graph repeats is not seen.
+    """
+    known, found = kernels(), Counter[str]()
+    for index, count in _runs.copy().items():
+        found[known[index]["problem"]] += count
+    return dict(found)
+
+
 def start(q: Tensor, choice: Choice, packed: bytes) -> None:
     """On the device that holds q."""
+    _runs[choice.kernel] += 1
     if not q.is_cuda:
         _, start = _scratch(q, choice.workspace_bytes)
         run(choice.kernel, packed, start, 0, torch.get_num_threads())
