@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fagen.cases import Case
-from fagen.inputs import CANARY, Buffer, buffer, outputs
+from fagen.inputs import CANARY, MASKS, Buffer, buffer, outputs
 from fagen.library import TENSORS, Library, Params, View
+from fagen.masks import drawn, point
 from fagen.model import Problem
 
 
@@ -26,8 +27,12 @@ def parameters(problem: Problem, case: Case, tensors: Mapping[str, Tensor]) -> P
     for name, tensor in tensors.items():
         if name in TENSORS:
             setattr(params, name, View(tensor.data_ptr(), *tensor.stride()[:3]))
-        else:
+        elif name not in MASKS:
             setattr(params, name, tensor.data_ptr())
+    mask = drawn(problem, case)
+    if mask is not None:
+        arrays = {name: tensors[name].data_ptr() for name in MASKS if name in tensors}
+        point(params, arrays, mask.sharing)
     return params
 
 

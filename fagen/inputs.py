@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from fagen.cases import Case
+from fagen.masks import ARRAYS, RUNS, drawn
 from fagen.model import Problem
 from fagen.pieces import Pieces
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _BITS = {4: torch.int32, 2: torch.int16}
 
+MASKS = ARRAYS + RUNS
 OFFSETS = ("cu_q", "cu_kv")  # of packed sequences
 ALIGNMENT = 256
 GUARD_BYTES = 4096
@@ -120,7 +122,7 @@ def random_inputs(problem: Problem, case: Case, device: str) -> dict[str, Buffer
         values = given[name].values
         values.copy_(torch.randn(values.shape, generator=generator, device=device))
     _arrange(case, case.scale_for(problem), *(given[name].values for name in "qkv"))
-    return given | _offsets(problem, case, device)
+    return given | _offsets(problem, case, device) | _mask(problem, case, device)
 
 
 def _offsets(problem: Problem, case: Case, device: str) -> dict[str, Buffer]:
@@ -133,11 +135,25 @@ def _offsets(problem: Problem, case: Case, device: str) -> dict[str, Buffer]:
     return made
 
 
+def _mask(problem: Problem, case: Case, device: str) -> dict[str, Buffer]:
+    """The arrays of a mask that comes with the call."""
+    mask = drawn(problem, case)
+    made = {}
+    for name, array in ({} if mask is None else mask.arrays(device)).items():
+        made[name] = Buffer.empty(tuple(array.shape), array.dtype, device, fill=POISON)
+        made[name].values.copy_(array)
+    return made
+
+
 def copied(problem: Problem, case: Case, given: Mapping[str, Buffer]) -> dict[str, Buffer]:
     """The same values elsewhere in memory."""
     made = {}
     for name, old in given.items():
-        made[name] = buffer(name, problem, case, str(old.raw.device), old.fill)
+        device = str(old.raw.device)
+        made[name] = (
+            Buffer.empty(tuple(old.values.shape), old.values.dtype, device, fill=old.fill)
+            if name in MASKS else buffer(name, problem, case, device, old.fill)
+        )
         made[name].values.copy_(old.values)
     return made
 

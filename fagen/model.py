@@ -51,6 +51,9 @@ class Problem:
             raise UsageError(
                 "the forward is always deterministic", "leave out +deterministic for fwd"
             )
+        if "varlen" in self.features and self.pattern.is_data:
+            raise UsageError(f"{self.pattern} is not served for packed sequences",
+                             "documents say the same without +varlen")
         object.__setattr__(self, "features", tuple(sorted(set(self.features))))
 
     _SLUG = re.compile(
@@ -105,6 +108,7 @@ class Workload:
     weight: float = 1.0
     total_q: int = 0  # 0: not packed
     total_kv: int = 0
+    density: int = 0  # percent that a mask drawn for the call keeps; 0: as its pattern likes
 
     def __post_init__(self) -> None:
         for name in ("batch", "heads", "kv_heads", "seqlen_q", "seqlen_kv"):
@@ -116,6 +120,8 @@ class Workload:
                 f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}",
                 "each key/value head serves heads / kv_heads query heads",
             )
+        if not 0 <= self.density <= 100:
+            raise UsageError(f"density {self.density} is not a percentage", "from 1 to 100")
         if not self.weight > 0:
             raise UsageError(f"weight {self.weight!r} is not positive")
         for total, longest in ((self.total_q, self.seqlen_q), (self.total_kv, self.seqlen_kv)):
@@ -131,10 +137,11 @@ class Workload:
                 (self.heads, self.kv_heads), (self.seqlen_q, self.seqlen_kv),
                 (self.total_q, self.total_kv))
         )
-        return f"b{self.batch}-h{heads}-s{seqlen}" + (f"-t{total}" if self.packed else "")
+        return (f"b{self.batch}-h{heads}-s{seqlen}" + (f"-t{total}" if self.packed else "")
+                + (f"-k{self.density}" if self.density else ""))
 
     _SLUG = re.compile(
-        r"b(N)-h(N)(?:x(N))?-s(N)(?:x(N))?(?:-t(T)(?:x(T))?)?"
+        r"b(N)-h(N)(?:x(N))?-s(N)(?:x(N))?(?:-t(T)(?:x(T))?)?(?:-k(T))?"
         .replace("N", r"\d{1,10}").replace("T", r"[1-9]\d{0,9}"),
         re.ASCII,
     )
@@ -145,12 +152,13 @@ class Workload:
         if match is None:
             raise UsageError(
                 f"cannot read the workload {slug!r}",
-                "bBATCH-hHEADS[xKV_HEADS]-sSEQLEN[xSEQLEN_KV][-tTOTAL[xTOTAL_KV]], for example "
-                "b4-h32x8-s8192, or b64-h16-s16384-t65536 for packed sequences",
+                "bBATCH-hHEADS[xKV_HEADS]-sSEQLEN[xSEQLEN_KV][-tTOTAL[xTOTAL_KV]][-kKEPT], for "
+                "example b4-h32x8-s8192, b64-h16-s16384-t65536 for packed sequences, or "
+                "b1-h16-s16384-k10 for a mask that keeps 10 percent",
             )
-        b, h, hk, s, sk, t, tk = match.groups()
+        b, h, hk, s, sk, t, tk, kept = match.groups()
         return cls(int(b), int(h), int(hk or h), int(s), int(sk or s), weight,
-                   int(t or 0), int(tk or t or 0))
+                   int(t or 0), int(tk or t or 0), int(kept or 0))
 
     @property
     def packed(self) -> bool:
@@ -158,6 +166,9 @@ class Workload:
 
     def of(self, problem: Problem) -> Workload:
         """As kernels for this problem take it."""
+        if self.density and not problem.pattern.is_data:
+            raise UsageError(f"{self} says how much a mask keeps; {problem.pattern} knows itself",
+                             "leave out -k")
         if "varlen" not in problem.features:
             if self.packed:
                 raise UsageError(f"{self} is a packed batch, which {problem} does not take",
@@ -189,7 +200,7 @@ class Workload:
     def kept(self, problem: Problem) -> int:
         """Score elements that the pattern keeps, over all heads."""
         lengths = Counter(self.of(problem).lengths())
-        count = problem.pattern.count_kept
+        count = problem.pattern.drawn_with(self.density).count_kept
         return self.heads * sum(n * count(q, kv) for (q, kv), n in lengths.items() if q and kv)
 
     def flops(self, problem: Problem) -> int:

@@ -18,7 +18,8 @@ from torch import Tensor
 from fagen.cases import Case
 from fagen.inputs import DTYPES, Buffer
 from fagen.model import Problem
-from fagen.patterns import Pattern, StaticPattern
+from fagen.masks import Drawn, drawn
+from fagen.patterns import StaticPattern
 from fagen.pieces import Group, Pieces
 
 TILE_ROWS = 64
@@ -54,16 +55,33 @@ def plain(storage: torch.dtype) -> Arithmetic:
 class Mask:
     """Which keys each query row keeps, some rows at a time."""
 
-    def __init__(self, pattern: Pattern, seqlen_q: int, seqlen_kv: int, device: str) -> None:
+    def __init__(
+        self, pattern: StaticPattern, seqlen_q: int, seqlen_kv: int, device: str
+    ) -> None:
         self.pattern, self.shape = pattern, (seqlen_q, seqlen_kv)
         self.positions = torch.arange(seqlen_q, device=device) + pattern.shift(seqlen_q, seqlen_kv)
         self.keys = torch.arange(seqlen_kv, device=device)
 
     def drops(self, rows: slice) -> Tensor:
         i = self.positions[rows, None]
-        assert isinstance(self.pattern, StaticPattern)
         kept = torch.as_tensor(self.pattern.keep(i, self.keys, self.shape[1]), device=i.device)
         return ~kept.expand(len(i), self.shape[1])
+
+
+@dataclass(frozen=True)
+class DataMask:
+    """The same for a mask that comes with the call: of one key/value head."""
+
+    drawn: Drawn
+    group: Group
+    heads: int  # query heads that share the key/value head
+    device: str
+
+    def drops(self, rows: slice) -> Tensor:
+        return ~self.drawn.keeps(self.group, self.heads, rows, self.device)
+
+
+AnyMask = Mask | DataMask
 
 
 def row_chunks(group: int, seqlen_q: int, seqlen_kv: int) -> list[slice]:
@@ -71,7 +89,7 @@ def row_chunks(group: int, seqlen_q: int, seqlen_kv: int) -> list[slice]:
     return [slice(r, min(r + size, seqlen_q)) for r in range(0, seqlen_q, size)]
 
 
-def scores(q: Tensor, k: Tensor, mask: Mask, rows: slice, scale: float) -> Tensor:
+def scores(q: Tensor, k: Tensor, mask: AnyMask, rows: slice, scale: float) -> Tensor:
     """Scaled scores of some rows of one group of query heads; what the pattern drops is -inf."""
     return (q[:, rows] @ k.mT * scale).masked_fill(mask.drops(rows), -math.inf)
 
@@ -82,7 +100,7 @@ def probabilities(s: Tensor, lse: Tensor) -> Tensor:
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, math_: Arithmetic
+    q: Tensor, k: Tensor, v: Tensor, mask: AnyMask, scale: float, math_: Arithmetic
 ) -> tuple[Tensor, Tensor, float]:
     """One key/value head: q [group, sq, d], k [sk, d], v [sk, dv] -> o, lse, largest finite |s|."""
     q, k, v = math_.of(q), math_.of(k), math_.of(v)
@@ -117,7 +135,7 @@ class Gradients:
 
 def backward(
     q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None,
-    mask: Mask, scale: float, math_: Arithmetic,
+    mask: AnyMask, scale: float, math_: Arithmetic,
 ) -> Gradients:
     """One key/value head: shapes as in forward, dout as o, dlse as lse."""
     q, k, v, o, lse, dout = (math_.of(x) for x in (q, k, v, o, lse, dout))
@@ -168,14 +186,19 @@ class Solver:
         self.backward = problem.op == "bwd"
         self.scale, self.inputs = case.scale_for(problem), inputs
         self.pattern, self.pieces = problem.pattern, pieces
+        self.drawn = drawn(problem, case)
         self.exact: dict[Group, tuple[Tensor, Tensor, float]] = {}
 
     def slice(self, name: str, group: Group) -> Tensor:
         found = self.pieces.cut(name, self.inputs[name].values, group)
         return found[0] if name in ("k", "v") else found
 
-    def mask(self, group: Group) -> Mask:
-        return Mask(self.pattern, *self.pieces.lengths(group), str(self.inputs["q"].raw.device))
+    def mask(self, group: Group) -> AnyMask:
+        device = str(self.inputs["q"].raw.device)
+        if self.drawn is not None:
+            return DataMask(self.drawn, group, self.pieces.heads, device)
+        assert isinstance(self.pattern, StaticPattern)
+        return Mask(self.pattern, *self.pieces.lengths(group), device)
 
     def forward(
         self, group: Group, arithmetic: Arithmetic

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,6 +66,10 @@ class Pattern(ABC):
     @abstractmethod
     def span(self) -> int:
         """Sequences longer than this show everything the pattern does."""
+
+    def drawn_with(self, density: int) -> Self:
+        """The same with masks that keep so many percent, where the mask comes with the call."""
+        return self
 
     def shift(self, seqlen_q: int, seqlen_kv: int) -> int:
         return seqlen_kv - seqlen_q

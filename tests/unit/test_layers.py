@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("search", "exploration", "explorer", "surrogate", "finale", "learned", "trial", "winner",
      "portfolio", "budget", "journal", "tunable", "emit", "wheel"),
     ("pool", "builds", "child", "lock"),
-    ("worker", "workbench", "verify", "timing", "call", "inputs", "cases", "reference",
+    ("worker", "workbench", "masks", "verify", "timing", "call", "inputs", "cases", "reference",
      "library", "pieces"),
     ("link", "kerneltable"),
     ("build", "render", "store"),
@@ -46,7 +46,7 @@ HOMES: dict[str, set[str]] = {
     "numpy": {"patterns", "surrogate"},
     "pycuda": {"compilers", "timing"},
     "matplotlib": {"plots", "draw"},
-    "torch": {"worker", "workbench", "verify", "timing", "call", "inputs", "reference",
+    "torch": {"worker", "workbench", "verify", "timing", "call", "inputs", "masks", "reference",
               "pieces", "benchrun", "contenders", "ceiling", "capture", "runtime"},
 }
 OPTIONAL_PEERS = {"flash_attn": {"contenders"}}

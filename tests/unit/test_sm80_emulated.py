@@ -19,8 +19,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from fagen import paths  # noqa: E402
+from fagen.cases import Case  # noqa: E402
 from fagen.families.sm80 import SM80  # noqa: E402
 from fagen.library import Params, View  # noqa: E402
+from fagen.masks import drawn, point  # noqa: E402
 from fagen.model import Candidate, Problem, Target, Workload  # noqa: E402
 from fagen.render import Renderer, symbol  # noqa: E402
 
@@ -89,20 +91,33 @@ class Guarded:
         return bool(self.raw[:GUARD].isnan().all() and self.raw[-GUARD:].isnan().all())
 
 
-def reference(problem: Problem, x: dict[str, Any], scale: float, dlse: Any) -> dict[str, Any]:
+def kept(problem: Problem, case: Case) -> Any:
+    """[batch, heads, queries, keys]."""
+    w, mask = case.workload, drawn(problem, case)
+    whole = (w.batch, w.heads, w.seqlen_q, w.seqlen_kv)
+    if mask is None:
+        return torch.from_numpy(problem.pattern.mask(*whole[2:])).expand(whole)
+    group = w.heads // w.kv_heads
+    return torch.stack([
+        torch.cat([mask.keeps((b, h), group, slice(None), "cpu").expand(group, *whole[2:])
+                   for h in range(w.kv_heads)]) for b in range(w.batch)
+    ])
+
+
+def reference(problem: Problem, x: dict[str, Any], keep: Any, scale: float,
+              dlse: Any) -> dict[str, Any]:
     """Everything in fp64 by autograd."""
     q, k, v = (x[n].seen.double().detach().requires_grad_() for n in "qkv")
     group = q.shape[1] // k.shape[1]
-    keep = torch.from_numpy(problem.pattern.mask(q.shape[2], k.shape[2]))
     s = (q @ k.repeat_interleave(group, 1).mT * scale).masked_fill(~keep, -math.inf)
-    alive = keep.any(-1)[:, None]
+    alive = keep.any(-1, keepdim=True)
     safe = torch.where(alive, s, torch.zeros(()).double())
     o = torch.where(alive, safe.softmax(-1) @ v.repeat_interleave(group, 1), 0.0)
-    lse = torch.where(alive[:, 0], safe.logsumexp(-1), -math.inf)
+    lse = torch.where(alive[..., 0], safe.logsumexp(-1), -math.inf)
     out = {"o": o, "lse": lse}
     if problem.op == "bwd":
         loss = (o * x["dout"].seen.double()).sum()
-        loss = loss + (torch.where(alive[:, 0], lse, 0.0) * dlse).sum()
+        loss = loss + (torch.where(alive[..., 0], lse, 0.0) * dlse).sum()
         loss.backward()
         out |= {"dq": q.grad, "dk": k.grad, "dv": v.grad}
     return {name: t.detach() for name, t in out.items()}
@@ -123,7 +138,8 @@ def check(emulator: Emulator, slug: str, sizes: str, target: str = "h200", packe
          for n, s in shapes.items()}
     scale = d**-0.5
     dlse = torch.randn(q)
-    want = reference(problem, x, scale, dlse.double())
+    case = Case(w, layout="bhsd" if packed else "bshd")
+    want = reference(problem, x, kept(problem, case), scale, dlse.double())
     lse = torch.full(q, math.nan)
     if problem.op == "bwd":
         x["o"].seen.copy_(want["o"])
@@ -131,6 +147,10 @@ def check(emulator: Emulator, slug: str, sizes: str, target: str = "h200", packe
     params = Params(batch=w.batch, heads=w.heads, kv_heads=w.kv_heads, seqlen_q=w.seqlen_q,
                     seqlen_kv=w.seqlen_kv, scale=scale, lse=lse.data_ptr(),
                     dlse=dlse.data_ptr(), **{n: t.view() for n, t in x.items()})
+    mask = drawn(problem, case)
+    arrays = {} if mask is None else mask.arrays("cpu")
+    if mask is not None:
+        point(params, {name: array.data_ptr() for name, array in arrays.items()}, mask.sharing)
     emulator.run(candidate, params, w)
     got = {n: t.seen.double() for n, t in x.items()} | {"lse": lse.double()}
     epsilon = 2.0**-7 if problem.dtype == "bf16" else 2.0**-10

@@ -16,6 +16,10 @@ SMALL_BACKWARD = {"block_m": 32, "block_n": 32, "warps": 4, "kv_warps": 2, "dq_w
 Case = tuple[str, str, dict[str, Any]]
 
 FORWARD: tuple[Case, ...] = (
+    ("fwd-bf16-d64-blocks16x48-causal", "b2-h4x2-s150x231", SMALL_FORWARD),
+    ("fwd-fp16-d40-blocks64", "b1-h2x1-s177x331", {**SMALL_FORWARD, "stages": 3}),
+    ("fwd-bf16-d64-blocks32x16", "b1-h2x1-s77x750", {}),
+    ("fwd-bf16-d32-documents", "b2-h2x1-s177x131", {}),
     ("fwd-bf16-d64-prefix40", "b1-h2x1-s131x77", {}),
     ("fwd-fp16-d32-blockdiag48-causal", "b1-h2x1-s131x177", {**SMALL_FORWARD, "stages": 2}),
     ("fwd-bf16-d64-longformer-w20-g8", "b1-h2x1-s77x131", {}),
@@ -28,6 +32,10 @@ FORWARD: tuple[Case, ...] = (
     ("fwd-bf16-d24-dilated-w5-d40", "b1-h2x1-s160x190", {**SMALL_FORWARD, "stages": 3}),
 )
 BACKWARD: tuple[Case, ...] = (
+    ("bwd-bf16-d64-blocks16x48-causal", "b2-h4x2-s150x231", SMALL_BACKWARD),
+    ("bwd-fp16-d40-blocks64+deterministic", "b1-h2x1-s177x331",
+     {"block_m": 16, "block_n": 32, "warps": 2, "kv_warps": 2, "dq_warps": 1, "stages": 1}),
+    ("bwd-bf16-d32-documents-causal", "b2-h2x1-s177x131", SMALL_BACKWARD),
     ("bwd-bf16-d64-prefix40+deterministic", "b1-h2x1-s77x131", {}),
     ("bwd-fp16-d32-blockdiag48", "b1-h2x1-s177x131", SMALL_BACKWARD),
     ("bwd-bf16-d64-longformer-w20-g8", "b2-h2x1-s177x31", SMALL_BACKWARD),
