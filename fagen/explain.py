@@ -45,6 +45,7 @@ def explain(
         "target": entry.target.name,
         "workload": entry.workload,
         "family": entry.family,
+        "kept": entry.workload.kept(entry.problem) / entry.workload.scores(entry.problem),
         "stale": staleness(entry, renderer, families),
         "knobs": [
             {"name": name, "value": value, "default": getattr(default.config, name),

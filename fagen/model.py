@@ -203,6 +203,10 @@ class Workload:
         count = problem.pattern.drawn_with(self.density).count_kept
         return self.heads * sum(n * count(q, kv) for (q, kv), n in lengths.items() if q and kv)
 
+    def scores(self, problem: Problem) -> int:
+        """All of them."""
+        return self.heads * sum(q * kv for q, kv in self.of(problem).lengths())
+
     def flops(self, problem: Problem) -> int:
         """A multiply-add counts two; only kept scores count. The backward has five products."""
         qk, v = problem.head_dim, problem.head_dim_v

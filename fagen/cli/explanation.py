@@ -32,6 +32,7 @@ def _measured(facts: dict[str, Any]) -> str:
     search = facts["provenance"].get("search", {})
     rows = {
         "time": f"{result.median_us:.1f} us, quartiles {result.low_us:.1f} to {result.high_us:.1f}",
+        "kept": f"{facts['kept']:.2%} of the scores",
         "speed": f"{result.tflops:.3f} TFLOP/s" + _share(facts["ceiling"]),
         "memory": f"{size(memory['moved_bytes'])} by the family's model ({memory['gb_s']:.3g} GB/s)"
         f", at least {size(memory['least_bytes'])}; {memory['flops_per_byte']:.0f} flop per byte",

@@ -36,12 +36,16 @@ def space(
 
     parsed, wanted = Problem.parse(problem), opt.target(target, gpu)
     spaces = [Space(parsed, wanted, f) for f in opt.families(parsed, wanted, family)]
+    length = opt.DEFAULT_WORKLOAD.seqlen_q
+    kept = parsed.pattern.share(length, length)
     if as_json:
         print_json(
-            problem=parsed, target=wanted, families=[_space_facts(s, list_) for s in spaces]
+            problem=parsed, target=wanted, kept=kept,
+            families=[_space_facts(s, list_) for s in spaces],
         )
         return
     print(f"{parsed} on {wanted.name}")
+    print(f"{parsed.pattern} keeps {kept:.2%} of {length} x {length} scores")
     for one in spaces:
         _print_space(one, list_)
 

@@ -64,7 +64,8 @@ WorkloadSlug = Annotated[
     typer.Option(
         "--workload", metavar="SIZES",
         help="All sizes in one word: bBATCH-hHEADS[xKV_HEADS]-sSEQLEN[xSEQLEN_KV]"
-             "[-tTOTAL[xTOTAL_KV]]; -t: packed sequences, the longest of SEQLEN, TOTAL in all.",
+             "[-tTOTAL[xTOTAL_KV]][-kKEPT]; -t: packed sequences, the longest of SEQLEN, TOTAL in "
+             "all; -k: percent that a mask drawn for a pattern of the call keeps.",
     ),
 ]
 

@@ -253,6 +253,9 @@ def test_space_shows_what_each_rule_removes(fagen: Any) -> None:
     assert 0 < family["legal"] < family["points"]
     assert len(family["configs"]) == family["legal"]
     assert max(family["removed_by_rule"].values()) > 0
+    assert facts["kept"] == (2048 + 1) / (2 * 2048)
+    blocks = fagen("space", "fwd-fp32-d64-blocks128", *V3).out
+    assert re.search(r"blocks128 keeps (2|3)\d\.\d+% of 2048 x 2048 scores", blocks)
     text = fagen("space", SLUG, *V3, "--list").out
     for rule, removed in family["removed_by_rule"].items():
         assert any(line.split(None, 1) == [str(removed), rule] for line in text.splitlines())
