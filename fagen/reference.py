@@ -17,8 +17,8 @@ from torch import Tensor
 
 from fagen.cases import Case
 from fagen.inputs import DTYPES, Buffer
-from fagen.model import Problem
 from fagen.masks import Drawn, drawn
+from fagen.model import Problem
 from fagen.patterns import StaticPattern
 from fagen.pieces import Group, Pieces
 
