@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +72,17 @@ def _plain(value: Any) -> Any:
 
 def read_file(path: Path) -> tuple[Entry, ...]:
     """The entries of one file, or a StoreError that says which line and what to do."""
+    return _read(lambda: yamlfile.read(path), path)
+
+
+def read_text(text: str, where: Path) -> tuple[Entry, ...]:
+    """The same of a text; ``where`` is for complaints."""
+    return _read(lambda: yamlfile.parse(text), where)
+
+
+def _read(document: Callable[[], Any], path: Path) -> tuple[Entry, ...]:
     try:
-        return _entries(yamlfile.read(path), path)
+        return _entries(document(), path)
     except Complaint as error:
         where = f"{path}, line {error.line}" if error.line else str(path)
         raise StoreError(

@@ -6,29 +6,29 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 from fagen.budget import Budget
 from fagen.errors import BuildError, FagenError
 from fagen.explorer import Explorer, Lane, Planned
 from fagen.families.base import Family, Space
-from fagen.journal import Journal
+from fagen.ledger import Away, Ledger, Record
 from fagen.model import (
     Binary,
     Candidate,
     Entry,
     Failure,
     Measurement,
-    Outcome,
     Problem,
     Target,
     Workload,
 )
 from fagen.store import Store, distance
-from fagen.trial import Trial, from_record, to_record
+from fagen.trial import Event, Trial, from_record, to_record
 from fagen.tunable import Pool
 
 _AHEAD = 8  # candidates planned, so that builds run ahead of the device
+_AHEAD_OF_OTHERS = 4  # the same where other workers would like to have them
 _NEAR = 1.10  # within this factor of the best, a candidate is timed again for longer
 _LAGGING = 1.5  # of several workloads, the rest is skipped beyond this factor
 _PER_WORKLOAD = 2  # finalists that are there for one of several workloads
@@ -36,31 +36,12 @@ _BETTER = 0.997  # what counts as progress for patience
 _SEEDS = 8  # entries of neighbours that are tried
 
 
-@dataclass(frozen=True)
-class Event:
-    """Something to show: ``start``, ``trial``, ``heat`` (of the final lap) or ``done``."""
-
-    kind: str
-    problem: Problem
-    done: int  # candidates tried, or heats run
-    total: int
-    elapsed_s: float
-    candidate: Candidate | None = None  # the one just tried, or the winner
-    outcome: Outcome | None = None
-    best: Candidate | None = None
-    best_us: float = 0.0  # over all workloads, by weight
-    failures: int = 0
-    resumed: int = 0  # candidates known from an earlier run
-    exhaustive: bool = False
-    disturbed: int = 0  # rounds of the final lap thrown away, because of other load
-
-
 class Exploration:
     """What is tried and known of one problem."""
 
     def __init__(
         self, problem: Problem, workloads: Sequence[Workload], target: Target,
-        families: Sequence[Family], pool: Pool, budget: Budget, journal: Journal,
+        families: Sequence[Family], pool: Pool, budget: Budget, journal: Ledger,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
         self.problem, self.workloads, self.target = problem, tuple(workloads), target
@@ -78,18 +59,19 @@ class Exploration:
         self.lanes = [
             Lane(s, journal.study(s.family.name, s.knobs(), budget.seed, about)) for s in spaces
         ]
-        self.resumed = sum(map(self._remember, self.lanes))
-        self.explorer = Explorer(self.lanes, budget.trials, budget.seed)
+        self.resumed = sum(self._remember(lane, lane.study.records) for lane in self.lanes)
+        self.explorer = Explorer(self.lanes, budget.trials, budget.seed + journal.salt)
 
-    def _remember(self, lane: Lane) -> int:
-        """Take what an earlier run told as known, as long as the source is still the same."""
-        for record in lane.study.records:
+    def _remember(self, lane: Lane, records: Sequence[Record]) -> int:
+        """Take what an earlier run or another worker told as known, as long as the source is still
+        the same."""
+        for record in records:
             candidate = self._local(record["family"], record["config"])
             if candidate is None or self.source_digest(candidate) != record["source"]:
                 continue
             trial = from_record(record)
             self._keep(candidate, trial)
-            lane.scores[candidate] = math.inf if trial.score is None else trial.score
+            lane.learn(candidate, math.inf if trial.score is None else trial.score)
         return len(lane.scores)
 
     def _local(self, family: str, config: dict[str, object]) -> Candidate | None:
@@ -149,17 +131,41 @@ class Exploration:
         ahead: deque[Planned] = deque()
         self.report("start")
         stale, best = 0, self.best_score()
-        while not self._out_of_time() and not 0 < self.budget.patience <= stale:
-            while len(ahead) < _AHEAD and (planned := self.explorer.plan()):
+        try:
+            while not self._out_of_time() and not 0 < self.budget.patience <= stale:
+                in_touch = self._plan(ahead)
+                if ahead:
+                    self._try(ahead.popleft())
+                    stale = 0 if self.best_score() < best * _BETTER else stale + 1
+                    best = min(best, self.best_score())
+                elif in_touch and not self.explorer.awaits_others:
+                    break
+                else:
+                    self.journal.wait()
+        finally:
+            for planned in ahead:
+                self.explorer.withdraw(planned)
+
+    def _plan(self, ahead: deque[Planned]) -> bool:
+        """False while a shared storage is away: then what was planned before is tried first."""
+        most = _AHEAD if self.journal.alone else _AHEAD_OF_OTHERS
+        try:
+            for lane in self.lanes:
+                self._hear(lane)
+            while len(ahead) < most and (planned := self.explorer.plan()):
                 self.pool.prepare([planned.candidate])
                 ahead.append(planned)
-            if not ahead:
-                break
-            self._try(ahead.popleft())
-            stale = 0 if self.best_score() < best * _BETTER else stale + 1
-            best = min(best, self.best_score())
-        for planned in ahead:
-            self.explorer.withdraw(planned)
+        except Away:
+            return False
+        return True
+
+    def _hear(self, lane: Lane) -> None:
+        """What other workers told, and what they hold."""
+        news = lane.study.news()
+        self._remember(lane, news.told)
+        name = lane.space.family.name
+        held = (self._local(name, knobs) for knobs in news.taken)
+        self.explorer.leave_to_others(lane, {c for c in held if c})
 
     def _out_of_time(self) -> bool:
         return time.monotonic() - self._start >= self.budget.minutes * 60

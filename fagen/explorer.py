@@ -17,8 +17,9 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+from fagen.errors import StoreError
 from fagen.families.base import Space
-from fagen.journal import Proposal, Study
+from fagen.ledger import Proposal, Study
 from fagen.model import Candidate
 from fagen.surrogate import coordinates, most_promising
 
@@ -45,13 +46,15 @@ class Lane:
     study: Study
     scores: dict[Candidate, float] = field(default_factory=dict)  # inf: tried and failed
     planned: set[Candidate] = field(default_factory=set)
+    elsewhere: set[Candidate] = field(default_factory=set)  # other workers have them
 
     @property
     def best(self) -> float:
         return min(self.scores.values(), default=math.inf)
 
     def is_new(self, candidate: Candidate) -> bool:
-        return candidate not in self.scores and candidate not in self.planned
+        held = self.planned | self.elsewhere if self.elsewhere else self.planned
+        return candidate not in self.scores and candidate not in held
 
     def is_legal(self, candidate: Candidate) -> bool:
         return not self.space.family.broken_rules(candidate)
@@ -68,6 +71,25 @@ class Lane:
     def plan(self, candidate: Candidate) -> None:
         self.planned.add(candidate)
         self.left.pop(candidate, None)
+
+    def learn(self, candidate: Candidate, score: float) -> None:
+        """From elsewhere."""
+        self.scores[candidate] = score
+        self.elsewhere.discard(candidate)
+        if "left" in self.__dict__:
+            self.left.pop(candidate, None)
+
+    def leave_to_others(self, candidates: set[Candidate]) -> list[Candidate]:
+        """All that other workers have now. Returns what they had before and gave up."""
+        if not self.elsewhere and not candidates:
+            return []
+        freed = [c for c in self.elsewhere - candidates if c not in self.scores]
+        self.elsewhere = candidates - self.planned
+        for candidate in self.elsewhere:
+            self.left.pop(candidate, None)
+        for candidate in freed:
+            self.left[candidate] = None
+        return sorted(freed, key=str)
 
     def coordinates(self, candidates: Sequence[Candidate]) -> list[list[float]]:
         knobs = self.space.knobs()
@@ -99,14 +121,39 @@ class Explorer:
         return sum(len(lane.scores) for lane in self.lanes.values())
 
     def plan(self) -> Planned | None:
-        """The next candidate, or None when the budget or the space is used up."""
-        waiting = sum(len(lane.planned) for lane in self.lanes.values())
-        if self.tried + waiting >= self.trials:
-            return None
-        planned = self._seed() or (self._walk() if self._points else self._search())
-        if planned:
-            self.lane(planned.candidate).plan(planned.candidate)
-        return planned
+        """The next candidate, or None when the budget or the space is used up. What another worker
+        claimed first is left to it."""
+        while self._waiting() + self.tried < self.trials:
+            planned = self._seed() or (self._walk() if self._points else self._search())
+            if planned is None or self._claim(planned):
+                return planned
+        return None
+
+    def _waiting(self) -> int:
+        return sum(len(lane.planned) + len(lane.elsewhere) for lane in self.lanes.values())
+
+    def _claim(self, planned: Planned) -> bool:
+        lane = self.lane(planned.candidate)
+        try:
+            ours = lane.study.claim(planned.proposal)
+        except StoreError:
+            self._seeds.appendleft(planned.candidate)
+            raise
+        if ours:
+            lane.plan(planned.candidate)
+        else:
+            lane.study.withdraw(planned.proposal)
+            lane.elsewhere.add(planned.candidate)
+            lane.left.pop(planned.candidate, None)
+        return ours
+
+    def leave_to_others(self, lane: Lane, candidates: set[Candidate]) -> None:
+        """What a worker gave up, or died over, is tried before anything else."""
+        self._seeds.extendleft(lane.leave_to_others(candidates))
+
+    @property
+    def awaits_others(self) -> bool:
+        return any(lane.elsewhere for lane in self.lanes.values())
 
     def tell(self, planned: Planned, score: float | None, record: dict[str, Any]) -> None:
         """What came of it. On disk before this returns."""
@@ -165,7 +212,7 @@ class Explorer:
             candidate = lane.space.candidate(proposal.knobs)
             if not lane.is_legal(candidate):
                 lane.study.tell(proposal, None)
-            elif candidate in lane.planned:
+            elif candidate in lane.planned or candidate in lane.elsewhere:
                 lane.study.withdraw(proposal)
             elif candidate in lane.scores:
                 score = lane.scores[candidate]

@@ -12,8 +12,7 @@ import fcntl
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,20 +21,13 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock, 
 from optuna.trial import TrialState
 
 from fagen.errors import StoreError
+from fagen.ledger import News, Proposal, Record
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 RECORD = "record"  # the attribute of a trial that holds what happened
 ABOUT = "search"  # the attribute of a study that says what is searched
 Knobs = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A point to try. Those of the sampler carry its trial; points from elsewhere have none."""
-
-    knobs: Knobs
-    trial: optuna.trial.Trial | None = None
 
 
 class _Held(JournalFileSymlinkLock):
@@ -50,7 +42,9 @@ class _Held(JournalFileSymlinkLock):
 
 
 class Journal:
-    """A journal file, held until closed."""
+    """A journal file, held until closed. Nobody else is on the search."""
+
+    alone, salt = True, 0
 
     def __init__(self, path: Path, fresh: bool = False) -> None:
         self.path = path.absolute()
@@ -74,6 +68,16 @@ class Journal:
         with disk(self.path):
             return Study(self.path, self._storage, name, knobs, seed, about or {})
 
+    @property
+    def where(self) -> str:
+        return f"journal: {self.path}"
+
+    def once(self, key: str, make: Callable[[], Record]) -> Record:
+        return make()
+
+    def wait(self) -> None:
+        """There is nobody to wait for."""
+
     def close(self) -> None:
         self._holder.close()
 
@@ -88,8 +92,8 @@ class Study:
     """One space within a journal: Optuna proposes, we tell."""
 
     def __init__(
-        self, path: Path, storage: JournalStorage, name: str, knobs: Mapping[str, Sequence[Any]],
-        seed: int, about: Mapping[str, Any],
+        self, path: Path, storage: optuna.storages.BaseStorage, name: str,
+        knobs: Mapping[str, Sequence[Any]], seed: int, about: Mapping[str, Any],
     ) -> None:
         self._path = path
         self._space: dict[str, optuna.distributions.BaseDistribution] = {
@@ -117,6 +121,12 @@ class Study:
         with disk(self._path):
             trial = self._study.ask(self._space)
         return Proposal(dict(trial.params), trial)
+
+    def claim(self, proposal: Proposal) -> bool:
+        return True
+
+    def news(self) -> News:
+        return News()
 
     def tell(
         self, proposal: Proposal, score: float | None, record: dict[str, Any] | None = None
@@ -146,6 +156,11 @@ class Study:
         if proposal.trial is not None:
             with disk(self._path):
                 self._study.tell(proposal.trial, state=TrialState.FAIL)
+
+
+def mirror(where: str, name: str, knobs: Mapping[str, Sequence[Any]], seed: int) -> Study:
+    """A study in memory: the sampler's view of what is kept elsewhere."""
+    return Study(Path(where), optuna.storages.InMemoryStorage(), name, knobs, seed, {})
 
 
 def records(path: Path) -> list[dict[str, Any]]:

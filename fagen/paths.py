@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 from fagen.errors import SetupError
@@ -47,6 +48,11 @@ def _user(variable: str, kind: str) -> Path:
 def cache() -> Path:
     """Compiled kernels. Safe to delete at any time."""
     return _user("FAGEN_CACHE_DIR", "cache")
+
+
+def locks() -> Path:
+    """Who measures on which device. By host, as hosts may share the cache."""
+    return cache() / "locks" / (platform.node() or "host")
 
 
 def data() -> Path:

@@ -240,7 +240,7 @@ class Pool:
         """No other process runs anything on this device meanwhile."""
         self._worker.start()
         device = self._worker.facts.get("uuid", self.device)
-        with DeviceLock(paths.cache() / "locks", device, on_wait=self._on_wait).held():
+        with DeviceLock(paths.locks(), device, on_wait=self._on_wait).held():
             yield
 
     def _quiet(self) -> contextlib.AbstractContextManager[None]:

@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from fagen.budget import Budget
+from fagen.entryfile import read_text, to_text
 from fagen.errors import INTERRUPTED, FagenError, RunError, UsageError
-from fagen.exploration import Event, Exploration
+from fagen.exploration import Exploration
 from fagen.families import families_for
 from fagen.families.base import Family, Space
 from fagen.finale import Finale, Heat
@@ -20,7 +22,10 @@ from fagen.journal import Journal
 from fagen.learned import Learned, Place, entries_of
 from fagen.model import Candidate, Entry, Failure, Measurement, Problem, Target, Workload
 from fagen.portfolio import choose
+from fagen.shared import Shared
+from fagen.storage import Storage
 from fagen.store import Store
+from fagen.trial import Event
 from fagen.tunable import Pool, Renders
 from fagen.winner import around
 
@@ -50,10 +55,12 @@ def tune(
     *,
     fresh: bool = False,
     driver: str = "",
+    storage: Storage | None = None,
 ) -> Entry:
     """Search, store one entry per workload, and return that of the first. The config with the least
     time over all workloads, by weight, serves those where no other one pays beyond doubt.
-    ``fresh`` forgets an earlier run; ``driver`` is written into the entry."""
+    ``fresh`` forgets an earlier run; ``driver`` is written into the entry. In a ``storage`` other
+    workers take part, one of them runs the final lap, and all store its entries."""
     if not workloads:
         raise UsageError(f"no workload was given for {problem}")
     usable = families_for(problem, target, tuple(families))
@@ -63,17 +70,26 @@ def tune(
             + ", ".join(f.name for f in families),
             "fagen devices lists the targets, fagen space what a family can do",
         )
-    path = journal_path(journal_dir, problem, workloads, target, usable, pool.renderer)
-    with Journal(path, fresh=fresh) as journal:
-        found = Exploration(problem, workloads, target, usable, pool, budget, journal, on_event)
+    what = problem, workloads, target, usable
+    with (
+        Journal(journal_path(journal_dir, *what, pool.renderer), fresh=fresh) if storage is None
+        else _shared(storage, journal_dir.parent / "outbox", *what, pool.renderer, fresh)
+    ) as journal:
+        found = Exploration(*what, pool, budget, journal, on_event)
         found.seed(store)
         try:
             found.run()
-            entries = entries_of(conclude(found), found, driver)
+            entries = journal.once(
+                f"entries of {found.explorer.tried}",
+                lambda: {"score": None, "entries": to_text(
+                    entries_of(conclude(found), found, driver)
+                )},
+            )
         except KeyboardInterrupt:
             raise _interrupted(found, store, driver) from None
-        store.put(*entries)
-    return entries[0]
+        made = read_text(entries["entries"], Path(f"{problem}.yaml"))
+        store.put(*made)
+    return made[0]
 
 
 def journal_path(
@@ -82,15 +98,41 @@ def journal_path(
 ) -> Path:
     """A journal belongs to a problem, its workloads, the hardware, the sources, the knobs and what
     is written of an outcome: change one of them and the search starts afresh."""
-    identity = {
+    digest = _digest([
+        _question(workloads, target), _sources(problem, target, families, renderer)
+    ])
+    return folder.absolute() / f"{problem}@{target.name}-{digest}.journal"
+
+
+def _shared(
+    storage: Storage, outbox: Path, problem: Problem, workloads: Sequence[Workload],
+    target: Target, families: Sequence[Family], renderer: Renders, fresh: bool,
+) -> Shared:
+    """A shared study belongs to a problem, its workloads and the hardware. All of its workers must
+    have the same sources."""
+    return Shared(
+        storage, f"{problem}@{_digest(_question(workloads, target))}", outbox,
+        {"sources": _digest(_sources(problem, target, families, renderer))}, fresh,
+    )
+
+
+def _question(workloads: Sequence[Workload], target: Target) -> dict[str, Any]:
+    return {"workloads": [(str(w), w.weight) for w in workloads], "target": target.facts()}
+
+
+def _sources(
+    problem: Problem, target: Target, families: Sequence[Family], renderer: Renders
+) -> dict[str, Any]:
+    """The kernels, the knobs, and what is written of an outcome."""
+    return {
         "outcome": [f.name for kind in (Measurement, Failure) for f in fields(kind)],
         "knobs": {f.name: Space(problem, target, f).knobs() for f in families},
-        "workloads": [(str(w), w.weight) for w in workloads],
-        "target": target.facts(),
         "sources": {f.name: renderer.render(f.default(problem, target)).digest for f in families},
     }
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-    return folder.absolute() / f"{problem}@{target.name}-{digest}.journal"
+
+
+def _digest(identity: Any) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def conclude(found: Exploration) -> Learned:
@@ -162,7 +204,7 @@ def _interrupted(found: Exploration, store: Store, driver: str) -> Interrupted:
     return Interrupted(
         f"stopped after {found.explorer.tried} candidates, which are kept"
         + ("; the best so far is stored" if entries else "; nothing new is stored"),
-        f"the same command goes on from there (journal: {found.journal.path})",
+        f"the same command goes on from there ({found.journal.where})",
         entries[0] if entries else None,
     )
 

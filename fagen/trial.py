@@ -1,11 +1,11 @@
-"""One candidate and what happened to it, and its form in the journal."""
+"""One candidate and what happened to it: its form in the journal, and what is told of a search."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fagen.model import Candidate, Failure, Measurement, Outcome
+from fagen.model import Candidate, Failure, Measurement, Outcome, Problem
 
 
 @dataclass(frozen=True)
@@ -43,3 +43,22 @@ def from_record(record: dict[str, Any]) -> Trial:
         record["score"],
         record.get("seconds", {}),
     )
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something to show: ``start``, ``trial``, ``heat`` (of the final lap) or ``done``."""
+
+    kind: str
+    problem: Problem
+    done: int  # candidates tried, or heats run
+    total: int
+    elapsed_s: float
+    candidate: Candidate | None = None  # the one just tried, or the winner
+    outcome: Outcome | None = None
+    best: Candidate | None = None
+    best_us: float = 0.0  # over all workloads, by weight
+    failures: int = 0
+    resumed: int = 0  # candidates known from an earlier run
+    exhaustive: bool = False
+    disturbed: int = 0  # rounds of the final lap thrown away, because of other load

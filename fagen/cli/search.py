@@ -59,6 +59,11 @@ Fresh = Annotated[
 Jobs = Annotated[
     int | None, typer.Option("--jobs", metavar="N", help="Builds at a time. Default: all cores.")
 ]
+StorageUrl = Annotated[
+    str | None,
+    typer.Option("--storage", metavar="URL",
+                 help="Share the search: postgresql://user@host/database."),
+]
 
 
 def tune(
@@ -83,6 +88,7 @@ def tune(
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Default: 0.")] = None,
     patience: Patience = None,
     fresh: Fresh = False,
+    storage: StorageUrl = None,
     jobs: Jobs = None,
     tuned: Annotated[
         Path | None,
@@ -93,7 +99,8 @@ def tune(
 ) -> None:
     """Search for the fastest verified kernel and store it.
 
-    A run that was stopped goes on where it was. Ctrl-C stores the best found so far.
+    A run that was stopped goes on where it was. Ctrl-C stores the best found so far. With --storage
+    any number of these commands, on any hosts with the same device, work on one search.
     """
     from fagen.budget import Budget
 
@@ -108,12 +115,13 @@ def tune(
     from fagen.search import tune as search
 
     journals, store = paths.data() / "journals", session.store(tuned)
+    shared = session.storage(storage) if storage is not None else None
     found: list[Entry] = []
     with session.pool(device, jobs) as pool, Reporter(quiet) as report:
         for job, usable in zip(todo, chosen, strict=True):
             search(
                 job.problem, job.workloads, wanted, usable, pool, store, journals, budget, report,
-                fresh=fresh, driver=device.driver,
+                fresh=fresh, driver=device.driver, storage=shared,
             )
             found += _stored(store, job, wanted)
     if as_json:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fagen.devices import Device
     from fagen.pool import Pool
     from fagen.render import Renderer
+    from fagen.storage import Storage
     from fagen.store import Store
 
 
@@ -39,6 +40,12 @@ def store(write: Path | None = None) -> Store:
 
     mine = paths.data() / "tuned"
     return Store([mine, paths.tuned()], write or mine)
+
+
+def storage(url: str) -> Storage:
+    from fagen.storage import Storage
+
+    return Storage(url)
 
 
 @contextmanager

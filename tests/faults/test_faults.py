@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from fagen import paths
 from fagen.build import Builder, Cache
 from fagen.cases import of_workload
 from fagen.devices import host
@@ -104,7 +105,7 @@ def test_a_measurement_waits_for_another_process_that_measures(world, target):
         "with DeviceLock(Path(sys.argv[1]), 'cpu').held():\n"
         "    print('held', flush=True); time.sleep(2)\n"
     )
-    command = [sys.executable, "-c", code, str(folder / "cache" / "locks")]
+    command = [sys.executable, "-c", code, str(paths.locks())]
     second = folder / "second"
     with Pool(builder, render, "cpu", jobs=1, scratch=second, on_wait=said.append) as pool:
         pool.verify(candidate(target))

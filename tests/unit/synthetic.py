@@ -44,9 +44,9 @@ RULES = (
 )
 
 
-def _family(name: str, default: Config) -> Family:
+def _family(name: str, default: Config, rules: tuple[Rule, ...] = RULES) -> Family:
     kernel = Kernel(
-        "none", Config, RULES,
+        "none", Config, rules,
         lambda c: Plan((Step("s", (product(), product(), product()), 128, _shared(c)),)),
         lambda problem, target: default, lambda c, w: 3 * w.min_bytes(c.problem),
     )
@@ -56,6 +56,11 @@ def _family(name: str, default: Config) -> Family:
 
 FAMILY = _family("synthetic", Config())
 SLOWER = _family("slower", Config(block_m=128, warps=8))
+
+
+def limited(*rules: Rule) -> Family:
+    """A smaller space."""
+    return _family("synthetic", Config(block_m=128, block_n=80, unroll=2), (*RULES, *rules))
 
 
 def space(problem: Problem = PROBLEM, family: Family = FAMILY) -> list[Candidate]:

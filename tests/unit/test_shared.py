@@ -1,0 +1,317 @@
+"""Searches that workers share: claims, deaths, outages, other versions. On SQLite, in one process;
+tests/faults does the same to PostgreSQL with processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sqlite3
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fagen
+from fagen.board import Board, study_id
+from fagen.budget import Budget
+from fagen.errors import SetupError, StoreError, UsageError
+from fagen.ledger import Away, Proposal
+from fagen.members import Members
+from fagen.outbox import Outbox
+from fagen.search import tune
+from fagen.shared import Shared
+from fagen.storage import Pace, Storage, spelled, without_password
+from fagen.store import Store
+from tests.unit.synthetic import FAMILY, PROBLEM, TARGET, WORKLOAD, FakePool
+
+PACE = Pace(renew=0.05, lease=0.6, look=0.01, least=0.02, most=0.05, patience=5)
+KNOBS = {"tile": (32, 64, 128)}
+
+
+class Worker:
+    """One member with a board of its own connection."""
+
+    def __init__(self, url: str, say: Any = lambda text: None) -> None:
+        self.storage = Storage(url, PACE, say)
+        self.members = Members(self.storage, study_id(self.storage, "s"))
+        self.members.join()
+        self.board = Board(self.storage, "s/f", self.members, KNOBS)
+
+    def die(self) -> None:
+        self.members._done.set()
+        self.members._thread.join()
+
+
+@pytest.fixture
+def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    return f"sqlite:///{tmp_path}/s.db"
+
+
+def test_a_point_is_claimed_once_and_told_once(url: str) -> None:
+    a, b = Worker(url), Worker(url)
+    assert a.board.claim("p", {"tile": 32})
+    assert not b.board.claim("p", {"tile": 32})
+    assert b.board.claim("q", {"tile": 64})
+    a.board.tell("p", {"tile": 32}, {"score": 3.0, "n": 1})
+    b.board.look()
+    assert b.board.fresh == [({"tile": 32}, {"score": 3.0, "n": 1})]
+    assert not b.board.claim("p", {"tile": 32})
+    a.board.look()
+    assert a.board.fresh == []  # its own is no news
+    assert set(a.board.taken) == {"q"}
+    b.board.release("q")
+    a.board.look()
+    assert a.board.claim("q", {"tile": 64})
+
+
+def test_of_two_claims_at_the_same_moment_the_first_one_holds(url: str) -> None:
+    """Both are created before either looks."""
+    a, b = Worker(url), Worker(url)
+    barrier = threading.Barrier(2)
+    for worker in (a, b):
+        look = worker.board.look
+        worker.board.look = lambda look=look: (barrier.wait(10), look())  # type: ignore[misc]
+    got: dict[str, bool] = {}
+
+    def claim(name: str, worker: Worker) -> None:
+        got[name] = worker.board.claim("p", {"tile": 32})
+
+    threads = [threading.Thread(target=claim, args=pair) for pair in (("a", a), ("b", b))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(got.values()) == [False, True]
+
+
+def test_the_claim_of_a_dead_worker_is_free_after_its_lease(url: str) -> None:
+    a, b = Worker(url), Worker(url)
+    assert a.board.claim("p", {"tile": 32})
+    a.die()
+    b.board.look()
+    assert set(b.board.taken) == {"p"}
+    time.sleep(PACE.lease + 0.1)
+    b.board.look()
+    assert b.board.claim("p", {"tile": 32})
+    # It was not dead after all: what it measured counts as long as nobody else told it.
+    a.board.tell("p", {"tile": 32}, {"score": 4.0})
+    b.board.look()
+    assert b.board.told["p"] == {"score": 4.0}
+    b.board.tell("p", {"tile": 32}, {"score": 5.0})
+
+
+def test_a_worker_that_renews_lives_whatever_its_clock_says(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = Worker(url), Worker(url)
+    assert a.board.claim("p", {"tile": 32})
+    true = time.time
+    monkeypatch.setattr(time, "time", lambda: true() + 86_400)
+    for _ in range(8):
+        time.sleep(PACE.lease / 4)
+        b.board.look()
+    assert set(b.board.taken) == {"p"}
+
+
+def test_a_result_that_arrived_before_its_worker_died_counts(url: str) -> None:
+    """It was written, and not yet marked as told."""
+    a, b = Worker(url), Worker(url)
+    assert a.board.claim("p", {"tile": 32})
+    trial = a.board._mine["p"]
+    a.storage.call(lambda s: s.set_trial_user_attr(trial, "record", {"score": 7.0}))
+    a.members.leave()
+    b.board.look()
+    b.board.look()
+    assert b.board.told == {"p": {"score": 7.0}}
+
+
+def test_after_an_outage_every_lease_begins_anew(url: str) -> None:
+    a, b = Worker(url), Worker(url)
+    assert a.board.claim("p", {"tile": 32})
+    a.die()
+    b.board.look()
+    time.sleep(PACE.lease + 0.1)
+    b.storage.outages += 1
+    b.board.look()
+    assert set(b.board.taken) == {"p"}
+
+
+# --- the storage goes away -----------------------------------------------------------------------
+
+
+class Switch:
+    """A storage whose database can be switched off."""
+
+    def __init__(self, url: str) -> None:
+        self.said: list[str] = []
+        self.storage = Storage(url, PACE, self.said.append)
+        self.off = False
+        true = self.storage.call
+        self.storage.call = lambda do: true(do if not self.off else self._fail)  # type: ignore[method-assign]
+
+    def _fail(self, engine: Any) -> Any:
+        from sqlalchemy.exc import OperationalError
+
+        raise OperationalError("select", {}, sqlite3.OperationalError("no server"))
+
+
+def shared(storage: Storage, folder: Path, sources: str = "1", fresh: bool = False) -> Shared:
+    return Shared(storage, "problem@1", folder / "outbox", {"sources": sources}, fresh)
+
+
+def test_results_are_kept_here_and_told_later(url: str, tmp_path: Path) -> None:
+    switch = Switch(url)
+    with shared(switch.storage, tmp_path) as search:
+        study = search.study("f", KNOBS, 0)
+        proposal = Proposal({"tile": 32})
+        assert study.claim(proposal)
+        switch.off = True
+        study.tell(proposal, 3.0, {"score": 3.0})
+        (kept,) = (tmp_path / "outbox").iterdir()
+        assert '"score": 3.0' in kept.read_text()
+        with pytest.raises(Away):
+            study.claim(Proposal({"tile": 64}))
+        switch.off = False
+        search.wait()
+        study.news()
+        assert not kept.exists()
+    assert "does not answer: no server" in switch.said[0]
+    assert switch.said[-1].startswith(f"{url} answers again, after ")
+    with shared(Storage(url, PACE), tmp_path) as search:
+        assert search.study("f", KNOBS, 0).records == [{"score": 3.0}]
+
+
+def test_what_a_dead_worker_kept_is_told_by_the_next_one(url: str, tmp_path: Path) -> None:
+    switch = Switch(url)
+    with shared(switch.storage, tmp_path) as search:
+        study = search.study("f", KNOBS, 0)
+        proposal = Proposal({"tile": 32})
+        assert study.claim(proposal)
+        switch.off = True
+        study.tell(proposal, 3.0, {"score": 3.0})
+        (kept,) = (tmp_path / "outbox").iterdir()
+        text = kept.read_text()
+    assert "1 results are kept in" in switch.said[-1]
+    search._outbox._holder = None  # its process is gone
+    assert kept.read_text() == text
+    with shared(Storage(url, PACE), tmp_path) as search:
+        study = search.study("f", KNOBS, 0)
+        time.sleep(PACE.look)
+        study.news()
+        assert not kept.exists()
+    with shared(Storage(url, PACE), tmp_path) as search:
+        assert search.study("f", KNOBS, 0).records == [{"score": 3.0}]
+
+
+def test_patience_ends(url: str) -> None:
+    storage = Storage(url, dataclasses.replace(PACE, patience=0.1), lambda text: None)
+    switch = Switch(url)
+    storage.call(lambda s: None)
+    for _ in range(2):
+        with pytest.raises(Away):
+            storage.call(switch._fail)
+        time.sleep(0.06)
+    time.sleep(0.1)
+    with pytest.raises(StoreError, match=r"no server, for 0\.1 s now") as caught:
+        storage.wait()
+    assert "the same command goes on from there" in str(caught.value.hint)
+
+
+def test_a_letter_that_cannot_be_kept_is_said(tmp_path: Path) -> None:
+    def away(letter: Any) -> None:
+        raise Away("away")
+
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreError, match="cannot be written"):
+        Outbox(tmp_path / "file" / "x-1.jsonl", away).put({})
+
+
+# --- versions and addresses ----------------------------------------------------------------------
+
+
+def test_other_sources_and_other_versions_are_refused(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with shared(Storage(url, PACE), tmp_path, "1"):
+        with pytest.raises(StoreError, match=r"begun by fagen .* \(sources 1\)") as caught:
+            shared(Storage(url, PACE), tmp_path, "2")
+        assert "the same fagen on every host" in str(caught.value.hint)
+    monkeypatch.setattr(fagen, "__version__", "9.9.9")
+    with pytest.raises(StoreError, match=r"this is fagen 9\.9\.9"):
+        shared(Storage(url, PACE), tmp_path, "1")
+
+
+def test_a_study_is_begun_anew_only_when_nobody_is_on_it(url: str, tmp_path: Path) -> None:
+    quiet = Storage(url, PACE, lambda text: None)
+    with (
+        shared(Storage(url, PACE), tmp_path, "1"),
+        pytest.raises(StoreError, match="1 workers are on"),
+    ):
+        shared(quiet, tmp_path, "2", fresh=True)
+    shared(quiet, tmp_path, "2", fresh=True).close()
+
+
+def test_other_hardware_is_another_study(url: str, tmp_path: Path) -> None:
+    names = []
+    for target in (TARGET, dataclasses.replace(TARGET, name="other"),
+                   dataclasses.replace(TARGET, sm_count=114)):
+        storage = Storage(url, PACE, lambda text: None)
+        tune(PROBLEM, [WORKLOAD], target, [FAMILY], FakePool(), Store([], tmp_path / "tuned"),
+             tmp_path / "journals", Budget(trials=4, heats=1), storage=storage)
+        names.append({s.study_name for s in storage.call(lambda s: s.get_all_studies())})
+    assert [len(n) for n in names] == [2, 2, 4]
+
+
+@pytest.mark.parametrize(("given", "kind", "says"), [
+    ("nonsense", UsageError, "cannot read --storage 'nonsense'"),
+    ("nosuch://host/db", UsageError, "cannot use --storage nosuch://host/db"),
+    ("sqlite:////nowhere/at/all.db", StoreError, "unable to open database file"),
+])
+def test_addresses_that_lead_nowhere(given: str, kind: type[StoreError], says: str) -> None:
+    with pytest.raises(kind, match=says):
+        Storage(given, PACE).call(lambda s: s)
+
+
+def test_a_missing_driver_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(SetupError, match="driver of postgresql://me@host/db") as caught:
+        Storage("postgresql://me:secret@host/db", PACE).call(lambda s: s)
+    assert caught.value.hint == "pip install 'fagen[storage]'"
+
+
+def test_no_password_is_shown() -> None:
+    assert without_password("postgresql://me:secret@host:5/db?x=1") == "postgresql://me@host:5/db"
+    assert spelled("postgresql://host/db") == "postgresql+psycopg://host/db"
+
+
+# --- a whole search ------------------------------------------------------------------------------
+
+
+def test_two_workers_share_the_trials_and_store_the_same_entry(url: str, tmp_path: Path) -> None:
+    pools, entries = [FakePool(n) for n in range(2)], {}
+
+    def work(n: int) -> None:
+        pools[n].pause_s = 0.005
+        entries[n] = tune(
+            PROBLEM, [WORKLOAD], TARGET, [FAMILY], pools[n], Store([], tmp_path / f"tuned{n}"),
+            tmp_path / "journals", Budget(trials=30, heats=1, rounds=12),
+            storage=Storage(url, PACE, lambda text: None),
+        )
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    first, second = (set(pool.measured) for pool in pools)
+    assert not first & second
+    assert len(first | second) == 30
+    assert min(len(first), len(second)) > 5
+    assert entries[0] == entries[1]
+    assert [bool(pool.lapped) for pool in pools].count(True) == 1  # one final lap for all
+    files = [next((tmp_path / f"tuned{n}").rglob("*.yaml")).read_text() for n in range(2)]
+    assert files[0] == files[1]
