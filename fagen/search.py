@@ -111,7 +111,7 @@ def _shared(
     """A shared study belongs to a problem, its workloads and the hardware. All of its workers must
     have the same sources."""
     return Shared(
-        storage, f"{problem}@{_digest(_question(workloads, target))}", outbox,
+        storage, f"{problem}@{target.name}-{_digest(_question(workloads, target))}", outbox,
         {"sources": _digest(_sources(problem, target, families, renderer))}, fresh,
     )
 

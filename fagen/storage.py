@@ -76,6 +76,7 @@ class Storage:
         return answer
 
     def _fail(self, error: Exception) -> Away:
+        self._engine = None  # its sessions may be in the middle of something
         if not self._delay:
             self._since = time.monotonic()
             self.outages += 1
@@ -156,9 +157,10 @@ def _is_database(error: BaseException) -> bool:
 
 def is_outage(error: BaseException) -> bool:
     """The database is not there, or ended the conversation. Anything else is a fault of ours."""
-    if isinstance(error, optuna.exceptions.StorageInternalError):
-        return error.__cause__ is not None and is_outage(error.__cause__)
-    return _is_database(error) and bool(_named(error) & set(_OUTAGES))
+    if not isinstance(error, optuna.exceptions.StorageInternalError) and not _is_database(error):
+        return False
+    before = error.__cause__ or error.__context__  # what broke in the rollback began with it
+    return bool(_named(error) & set(_OUTAGES)) or (before is not None and is_outage(before))
 
 
 def _words(error: BaseException) -> str:

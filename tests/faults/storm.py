@@ -66,8 +66,8 @@ def main(folder: Path, name: str, url: str, hours: float) -> None:
         file.write(text + "\n")
 
     pool = Pool(len(name) + ord(name[-1]), note)
-    pool.pause_s = 0.15
-    pace = Pace(renew=0.4, lease=4.0, look=0.1, least=0.2, most=1.0, patience=60.0)
+    pool.pause_s = 0.1
+    pace = Pace(renew=0.4, lease=8.0, look=0.1, least=0.2, most=3.0, patience=120.0)
 
     def tell(event: object) -> None:
         if event.kind == "trial":
