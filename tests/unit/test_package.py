@@ -438,6 +438,41 @@ def test_export(package: Any) -> None:
     torch.testing.assert_close(exported.module()(*given), package.attention(*given, causal=True))
 
 
+DEPLOYED = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+package = __import__(sys.argv[2])  # its operators are what the model calls
+model = torch._inductor.aoti_load_package(sys.argv[3])
+for length in (7, 12):
+    q, k, v = (torch.randn(2, heads, length, 8) for heads in (4, 2, 2))
+    out, lse = package.attention(q, k, v, causal=True, return_lse=True)
+    torch.testing.assert_close(model(q, k, v), (out, lse))
+print(package.served())
+"""
+
+
+@pytest.mark.slow
+def test_compiled_ahead_of_time(package: Any, folder: Path, tmp_path: Path) -> None:
+    """AOTInductor: a model as a file that another process loads, at any length."""
+    class Model(torch.nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Any:
+            return package.attention(q, k, v, causal=True, return_lse=True)
+
+    length = torch.export.Dim("length", min=2, max=64)
+    exported = torch.export.export(
+        Model(), tuple(tensors()), dynamic_shapes=({2: length}, {2: length}, {2: length}))
+    # The wrapper is large C++ text: without these its compilation takes minutes.
+    quick = {"aot_inductor.compile_wrapper_opt_level": "O0", "cpp.vec_isa_ok": True,
+             "aot_inductor.precompile_headers": False}
+    model = torch._inductor.aoti_compile_and_package(
+        exported, package_path=str(tmp_path / "model.pt2"), inductor_configs=quick)
+    done = subprocess.run(
+        [sys.executable, "-c", DEPLOYED, str(folder.parent), NAME, str(model)],
+        capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "{'fwd-fp32-d8-causal': 4}" in done.stdout
+
+
 def test_checkpointing_and_autocast(package: Any) -> None:
     from torch.utils.checkpoint import checkpoint
 
