@@ -1,10 +1,14 @@
-"""An emitted package -> a wheel that pip installs: one for every Python, bound to the platform."""
+"""An emitted package -> a wheel that pip installs: one for every Python, bound to the platform.
+
+The platform's tag names the oldest C library that has what the package's library asks of it.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
+import re
 import sysconfig
 import zipfile
 from pathlib import Path
@@ -20,8 +24,7 @@ def wheel(package: Path, folder: Path) -> Path:
     name = manifest["library"].removeprefix("lib").removesuffix(".so")
     # The version tells two packages of one fagen apart.
     version = f"{manifest['fagen']}+{manifest['sha256'][:12]}"
-    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-    tag = f"py3-none-{platform}"
+    tag = f"py3-none-{platform_of((package / manifest['library']).read_bytes())}"
     info = f"{name}-{version}.dist-info"
     files = {
         f"{name}/{path.relative_to(package).as_posix()}": path.read_bytes()
@@ -45,6 +48,19 @@ def wheel(package: Path, folder: Path) -> Path:
     except OSError as error:
         raise FagenError(f"{output} cannot be written: {error.strerror or error}") from error
     return output
+
+
+def platform_of(library: bytes) -> str:
+    """``manylinux_2_34_x86_64`` where glibc 2.34 is needed and nothing beyond it, else the machine.
+
+    An ELF file names the versions of the symbols it imports: ``GLIBC_2.34``.
+    """
+    machine = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    needed = [int(minor) for minor in re.findall(rb"\0GLIBC_2\.(\d+)(?=[.\0])", library)]
+    beyond = re.search(rb"\0(GLIBCXX|CXXABI|GCC|GOMP)_\d", library)
+    if not needed or beyond or not machine.startswith("linux_"):
+        return machine
+    return f"manylinux_2_{max(17, *needed)}_{machine.removeprefix('linux_')}"
 
 
 def _zip(files: dict[str, bytes], output: Path) -> None:

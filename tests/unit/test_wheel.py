@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import sysconfig
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from fagen import paths
 from fagen.emit import Shipped, emit
 from fagen.errors import FagenError
 from fagen.model import Entry, Measurement, Workload
-from fagen.wheel import wheel
+from fagen.wheel import platform_of, wheel
 from tests.unit import toykernel
 
 
@@ -43,6 +46,25 @@ def test_pip_installs_it_and_it_runs(package: Path, tmp_path: Path) -> None:
     assert done.stdout.split()[0] == str(site / "wheeled" / "__init__.py")
     assert done.stdout.split()[1].endswith(f"+{digest}")
     assert "torch>=2.5" in done.stdout
+
+
+def test_the_tag_names_the_oldest_c_library(package: Path, tmp_path: Path) -> None:
+    library = (package / "libwheeled.so").read_bytes()
+    machine = sysconfig.get_platform().replace("-", "_").removeprefix("linux_")
+    shown = subprocess.run(["objdump", "-T", str(package / "libwheeled.so")], check=True,
+                           capture_output=True, text=True).stdout
+    newest = max(int(minor) for minor in re.findall(r"GLIBC_2\.(\d+)", shown))
+    tag = f"manylinux_2_{max(newest, 17)}_{machine}"
+    assert platform_of(library) == tag
+    made = wheel(package, tmp_path)
+    assert made.name.endswith(f"-py3-none-{tag}.whl")
+    with zipfile.ZipFile(made) as archive:
+        (about,) = (n for n in archive.namelist() if n.endswith("/WHEEL"))
+        assert f"Tag: py3-none-{tag}\n" in archive.read(about).decode()
+    # What needs more than the C library, or another one, is for machines like this one.
+    assert platform_of(library + b"\0GLIBCXX_3.4.30\0") == f"linux_{machine}"
+    assert platform_of(b"\x7fELF") == f"linux_{machine}"
+    assert platform_of(b"\0GLIBC_2.2.5\0GLIBC_2.36\0") == f"manylinux_2_36_{machine}"
 
 
 def test_the_same_bytes(package: Path, tmp_path: Path) -> None:
