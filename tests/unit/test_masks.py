@@ -1,4 +1,4 @@
-"""The masks that kernels are verified with: what is drawn, and what the kernels are given for it."""
+"""The masks that kernels are verified with: what is drawn, and what the kernels are given."""
 
 from __future__ import annotations
 
