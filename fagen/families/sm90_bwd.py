@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fagen.families.base import (
-    BANDS,
     HALVES,
     SEPARATE,
     Kernel,
@@ -26,6 +25,7 @@ from fagen.model import Candidate, Problem, Target, Workload
 
 ENDS_THREADS = 256
 CONSUMERS = 2
+NOTES = 8  # of steps, where the query tiles of a key block are not one run
 
 
 def _round_up(n: int, step: int) -> int:
@@ -129,7 +129,8 @@ class Config:
         staging = buffers * 256 * self.dq_piece_columns(problem)
         rows = 4 * m * (self.stages_q + self.stages_do)
         barriers = 8 * (2 * (self.stages_q + self.stages_do + self.stages_ds + stages_p) + 2)
-        return kv + q + do + ds + stages_p * 128 * m + staging + rows + barriers
+        notes = 0 if problem.pattern.interval else 8 * NOTES
+        return kv + q + do + ds + stages_p * 128 * m + staging + rows + barriers + notes
 
     def registers(self, problem: Problem) -> int:
         """Accumulators and operands that a consumer holds at its fullest."""
@@ -196,7 +197,6 @@ def _bytes_moved(candidate: Candidate, w: Workload) -> int:
 
 
 _RULES = (
-    BANDS,
     HALVES,
     SEPARATE,
     Rule("split roles leave dQ to a warpgroup of its own",

@@ -55,33 +55,31 @@ FAGEN_DEVICE int *turn_at(const fagen_params &p, int tile, int sender) {
 
 // --- the order of reductions, when every run must give the same bits ----------------------------
 
-// How many key blocks before n add to query tile m.
-FAGEN_DEVICE int turn_of(const fagen_params &p, int n, int m) {
-  const Pattern pattern(Lengths{p.seqlen_q, p.seqlen_kv});
+// A query tile's turn is the number of the key block that may add to it next; where key blocks of
+// a tile are one run, counted from its first. No turn waits for a CTA that starts later.
+struct Turn {
+  int mine, pass;  // what to wait for, and what to add when done
+};
+template <class P>
+FAGEN_DEVICE Turn turn_of(const fagen_params &p, const P &pattern, int n, int m) {
+  return {n, next_key_block(p, pattern, m, n + 1) - n};
+}
+template <IntervalPattern P>
+FAGEN_DEVICE Turn turn_of(const fagen_params &p, const P &pattern, int n, int m) {
   const int q0 = m * BLOCK_M;
-  return n - pattern.keys(q0, min_of(q0 + BLOCK_M, p.seqlen_q)).begin / BLOCK_N;
+  return {n - pattern.keys(q0, min_of(q0 + BLOCK_M, p.seqlen_q)).begin / BLOCK_N, 1};
+}
+FAGEN_DEVICE int first_turn(const fagen_params &p, const Pattern &pattern, int m) {
+  return NOTED ? next_key_block(p, pattern, m, 0) : 0;
 }
 FAGEN_DEVICE void await_turn(const int *turn, int mine) {
   int now;
   do asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(now) : "l"(turn) : "memory");
   while (now != mine);
 }
-FAGEN_DEVICE void pass_turn(int *turn) {
+FAGEN_DEVICE void pass_turn(int *turn, int more) {
   bulk_wait<0>();
-  asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(turn) : "memory");
-}
-
-// Calls visit(query head, m, tile) for every step of a key block.
-template <class F>
-FAGEN_DEVICE void for_each_step(const fagen_params &p, const KeyBlock &block, F visit) {
-  const Span span = query_span(p, block.n);
-  const int first = block.kv_head * group_size(p), end = first + group_size(p);
-#pragma unroll 1
-  for (int head = first; head < end; head++) {
-    int tile = tile_index(p, block.batch, head, span.begin);
-#pragma unroll 1
-    for (int m = span.begin; m < span.end; m++) visit(head, m, tile++);
-  }
+  asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(turn), "r"(more) : "memory");
 }
 
 // A warp that sends consumer w's piece of every step. Its lane 0 works, the others keep barriers.
@@ -90,15 +88,19 @@ FAGEN_DEVICE void send_dq(const fagen_params &p, uint32_t shared, int w) {
   const uint32_t buffer = shared + AT_DQ + w * DQ_PIECE_BYTES;
   const bool first_lane = threadIdx.x % 32 == 0;
   wait_for_previous_kernel();
-  for_each_step(p, block, [&](int, int m, int tile) {
+  const auto staged = [&] {
     named_arrive(DQ_SENT + w, 160);
     named_sync(DQ_STAGED + w, 160);
+  };
+  for_each_dq(p, block, shared, staged, [&](int head, int m, int tile) {
     if (first_lane) {
-      if (DETERMINISTIC) await_turn(turn_at(p, tile, w), turn_of(p, block.n, m));
+      Turn turn{};
+      if (DETERMINISTIC) turn = turn_of(p, head_pattern(p, block.batch, head), block.n, m);
+      if (DETERMINISTIC) await_turn(turn_at(p, tile, w), turn.mine);
       bulk_reduce_add_f32(dq_tile(p, tile) + w * (DQ_PIECE_BYTES / 4), buffer, DQ_PIECE_BYTES);
       bulk_commit();
       bulk_wait_read<0>();
-      if (DETERMINISTIC) pass_turn(turn_at(p, tile, w));
+      if (DETERMINISTIC) pass_turn(turn_at(p, tile, w), turn.pass);
     }
     __syncwarp();
   });
@@ -118,8 +120,9 @@ FAGEN_DEVICE void hand_over_dq(uint32_t shared, const float (&d)[DQ_PIECE_COLUMN
 struct DqWork {
   uint32_t shared;
   float *sums;
-  int *turn;
-  int step, turn_number, sent;
+  int *turn_at;
+  Turn turn;
+  int step, sent;
 };
 
 // The pieces of one row of pieces from dim FIRST on.
@@ -142,24 +145,24 @@ FAGEN_DEVICE void make_dq_pieces(DqWork &work, int row) {
   fence_async_shared();
   named_sync(DQ_GROUP, 128);
   if (first_thread) {
-    if (DETERMINISTIC && FIRST == 0 && row == 0) await_turn(work.turn, work.turn_number);
+    if (DETERMINISTIC && FIRST == 0 && row == 0) await_turn(work.turn_at, work.turn.mine);
     bulk_reduce_add_f32(work.sums + row * D + FIRST * 64, buffer, N * 256);
     bulk_commit();
-    if (DETERMINISTIC && last) pass_turn(work.turn);
+    if (DETERMINISTIC && last) pass_turn(work.turn_at, work.turn.pass);
   }
   if constexpr (OWN_DQ && FIRST + N < D) make_dq_pieces<FIRST + N>(work, row);
 }
 
 FAGEN_DEVICE void make_dq(const fagen_params &p, uint32_t shared) {
   const KeyBlock block = key_block(p);
-  DqWork work{shared, nullptr, nullptr, 0, 0, 0};
+  DqWork work{shared, nullptr, nullptr, {}, 0, 0};
   wait_for_previous_kernel();
   barrier_wait(shared + K_FULL, 0);
-  for_each_step(p, block, [&](int, int m, int tile) {
+  const auto ready = [&] { wait_full<STAGES_DS>(shared + DS_FULL, work.step); };
+  for_each_dq(p, block, shared, ready, [&](int head, int m, int tile) {
     work.sums = dq_tile(p, tile);
-    work.turn = turn_at(p, tile, 0);
-    if (DETERMINISTIC) work.turn_number = turn_of(p, block.n, m);
-    wait_full<STAGES_DS>(shared + DS_FULL, work.step);
+    work.turn_at = turn_at(p, tile, 0);
+    if (DETERMINISTIC) work.turn = turn_of(p, head_pattern(p, block.batch, head), block.n, m);
     for (int row = 0; row < BLOCK_M; row += 64) make_dq_pieces<0>(work, row);
     work.step++;
   });

@@ -37,7 +37,8 @@ FAGEN_DEVICE void preprocess(const fagen_params &p) {
   for (int i = threadIdx.x; i < DQ_TILE_FLOATS / 4; i += ENDS_THREADS)
     sums[i] = make_float4(0.f, 0.f, 0.f, 0.f);
   if (DETERMINISTIC && threadIdx.x < DQ_SENDERS)
-    *turn_at(p, tile, threadIdx.x) = 0;
+    *turn_at(p, tile, threadIdx.x) =
+        first_turn(p, head_pattern(p, batch, head), m);
 
 #pragma unroll
   for (int first = 0; first < BLOCK_M; first += ROWS) {

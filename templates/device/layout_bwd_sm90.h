@@ -78,7 +78,12 @@ constexpr int DO_FULL = Q_EMPTY + 8 * STAGES_Q, DO_EMPTY = DO_FULL + 8 * STAGES_
 constexpr int DS_FULL = DO_EMPTY + 8 * STAGES_DO, DS_EMPTY = DS_FULL + 8 * STAGES_DS;
 constexpr int P_FULL = DS_EMPTY + 8 * STAGES_DS, P_EMPTY = P_FULL + 8 * STAGES_P;
 constexpr int K_FULL = P_EMPTY + 8 * STAGES_P, V_FULL = K_FULL + 8;
-constexpr int SHARED_BYTES = V_FULL + 8;
+// A note is read at the latest when the consumers are done with the step after it, or with dS of
+// STAGES_DS more; it is written STAGES_Q steps ahead of them.
+constexpr bool NOTED = !IntervalPattern<Pattern>;
+constexpr int NOTES = 8, AT_NOTES = V_FULL + 8;
+static_assert(STAGES_Q + max_of(STAGES_DS, 2) <= NOTES);
+constexpr int SHARED_BYTES = AT_NOTES + (NOTED ? 8 * NOTES : 0);
 
 // Named barriers; those with a warpgroup's number added are one per consumer.
 enum Named { EVERY_CONSUMER = 1, DQ_STAGED = 2, DQ_SENT = 4, OUTPUT = 6, DQ_GROUP = 8 };

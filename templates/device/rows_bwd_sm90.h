@@ -25,10 +25,6 @@ struct Consumer {
   FAGEN_DEVICE uint32_t delta(int c) const {
     return shared + AT_DELTA + c % STAGES_DO * ROW_BYTES + threadIdx.x % 4 * 8;
   }
-  // The first of the thread's two keys.
-  FAGEN_DEVICE int key(int n) const {
-    return n * BLOCK_N + 64 * w + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
-  }
 
   FAGEN_DEVICE void issue_scores(Scores &s, int c) const {
     wait_full<STAGES_Q>(shared + Q_FULL, c);
@@ -39,9 +35,9 @@ struct Consumer {
     multiply_columns<BLOCK_M, DV, VTile, DoTile>(dp, v_rows(), dout(c));
   }
   template <bool MASKED>
-  FAGEN_DEVICE void make_probabilities(Scores &s, const Walk &walk) const {
-    probabilities(s, scale_log2, lse(walk.c));
-    if constexpr (MASKED) drop_masked(p, s, key(walk.n), walk.m);
+  FAGEN_DEVICE void make_probabilities(Scores &s, const Mask<MASKED> &mask, int c) const {
+    probabilities(s, scale_log2, lse(c));
+    mask.apply(s);
   }
 
   // P and dS of step walk.c, packed. With P_FP32, S and dP run together and P stays in fp32 until
@@ -49,13 +45,14 @@ struct Consumer {
   template <bool MASKED>
   FAGEN_DEVICE void make_p_and_ds(Packed &p16, Packed &ds16, float (&dv)[DV / 2],
                                   const Walk &walk) const {
+    const Mask<MASKED> mask(p, w, walk);
     if constexpr (P_FP32) {
       Scores s, dp;
       issue_scores(s, walk.c);
       issue_dp(dp, walk.c);
       wgmma_wait<1>();
       pin(s);
-      make_probabilities<MASKED>(s, walk);
+      make_probabilities<MASKED>(s, mask, walk.c);
       pin(s);
       wgmma_wait<0>();
       pin(dp);
@@ -65,7 +62,7 @@ struct Consumer {
       issue_scores(s, walk.c);
       wgmma_wait<0>();
       pin(s);
-      make_probabilities<MASKED>(s, walk);
+      make_probabilities<MASKED>(s, mask, walk.c);
       pin(s);
       pack_all(p16, s);
       pin(p16);
@@ -100,6 +97,7 @@ struct Consumer {
   template <bool MASKED>
   FAGEN_DEVICE void without_dq(float (&dk)[D / 2], float (&dv)[DV / 2], const Walk &walk) const;
   FAGEN_DEVICE void last_delayed_dq(int steps) const;
+  FAGEN_DEVICE void announce_end(int steps) const;
 
   template <bool MASKED>
   FAGEN_DEVICE void step(float (&dk)[D / 2], float (&dv)[DV / 2], const Walk &walk) const {
@@ -191,6 +189,18 @@ FAGEN_DEVICE void Consumer::without_dq(float (&dk)[D / 2], float (&dv)[DV / 2],
   release_q(c);
 }
 
+// Those who send dQ wait for a step that does not come: its note says so.
+FAGEN_DEVICE void Consumer::announce_end(int steps) const {
+  if constexpr (!NOTED) return;
+  if constexpr (OWN_DQ) {
+    wait_empty<STAGES_DS>(shared + DS_EMPTY, steps);
+    arrive_by_warp<STAGES_DS>(shared + DS_FULL, steps);
+  } else {
+    named_sync(DQ_SENT + w, 160);
+    named_arrive(DQ_STAGED + w, 160);
+  }
+}
+
 // Until the last dQ multiply, which reads K, is done. Only with a dQ warpgroup.
 FAGEN_DEVICE void await_last_dq(uint32_t shared, int steps) {
   if (steps > 0) wait_full<STAGES_DS>(shared + DS_EMPTY, steps - 1);
@@ -206,17 +216,18 @@ FAGEN_DEVICE void consume_rows(const fagen_params &p, uint32_t shared, int w, co
   for (int i = 0; i < DV / 2; i++) dv[i] = 0.f;
   barrier_wait(shared + K_FULL, 0);
   barrier_wait(shared + V_FULL, 0);
-  Walk walk(p);
+  Walk walk(p, shared);
 #pragma unroll 1
   for (; walk.more(); walk.advance())
-    if (walk.span.masked(walk.m))
+    if (walk.masked())
       consumer.step<true>(dk, dv, walk);
     else
       consumer.step<false>(dk, dv, walk);
-  if constexpr (DQ == Dq::delayed) consumer.last_delayed_dq(walk.steps);
+  if constexpr (DQ == Dq::delayed) consumer.last_delayed_dq(walk.steps());
+  consumer.announce_end(walk.steps());
   // The output takes the place of K and V when nobody reads them any more.
   if constexpr (DQ == Dq::own)
-    await_last_dq(shared, walk.steps);
+    await_last_dq(shared, walk.steps());
   else
     named_sync(EVERY_CONSUMER, 128 * CONSUMERS);
   stage_output<VTile, DV>(consumer.v_rows(), dv, 1.f);

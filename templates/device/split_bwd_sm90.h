@@ -55,7 +55,7 @@ FAGEN_DEVICE void value_side(const Consumer &consumer, const TensorMap *dv_map) 
 #pragma unroll
   for (int i = 0; i < DV / 2; i++) dv[i] = 0.f;
   barrier_wait(shared + K_FULL, 0);
-  Walk walk(consumer.p);
+  Walk walk(consumer.p, shared);
 #pragma unroll 1
   for (; walk.more(); walk.advance()) {
     const int c = walk.c;
@@ -65,10 +65,10 @@ FAGEN_DEVICE void value_side(const Consumer &consumer, const TensorMap *dv_map) 
       consumer.issue_scores(s, c);
       wgmma_wait<0>();
       pin(s);
-      if (walk.span.masked(walk.m))
-        consumer.make_probabilities<true>(s, walk);
+      if (walk.masked())
+        consumer.make_probabilities<true>(s, Mask<true>(consumer.p, 0, walk), c);
       else
-        consumer.make_probabilities<false>(s, walk);
+        consumer.make_probabilities<false>(s, Mask<false>(consumer.p, 0, walk), c);
       consumer.release_q(c);
       pack_all(p16, s);
       pin(p16);
@@ -83,7 +83,7 @@ FAGEN_DEVICE void value_side(const Consumer &consumer, const TensorMap *dv_map) 
   }
   barrier_wait(shared + V_FULL, 0);
   // The key side reads V until its last dP is done; then it lets go of that step's dO.
-  if (walk.steps > 0) wait_full<STAGES_DO>(shared + DO_EMPTY, walk.steps - 1);
+  if (walk.steps() > 0) wait_full<STAGES_DO>(shared + DO_EMPTY, walk.steps() - 1);
   output<VTile, DV>(consumer.p, shared + AT_V, dv, 1.f, dv_map, 0);
 }
 
@@ -93,7 +93,7 @@ FAGEN_DEVICE void key_side(const Consumer &consumer, const TensorMap *dk_map) {
 #pragma unroll
   for (int i = 0; i < D / 2; i++) dk[i] = 0.f;
   barrier_wait(shared + V_FULL, 0);
-  Walk walk(consumer.p);
+  Walk walk(consumer.p, shared);
 #pragma unroll 1
   for (; walk.more(); walk.advance()) {
     const int c = walk.c;
@@ -116,9 +116,10 @@ FAGEN_DEVICE void key_side(const Consumer &consumer, const TensorMap *dk_map) {
     pin(ds16);
     consumer.release_q(c);
   }
+  consumer.announce_end(walk.steps());
   barrier_wait(shared + K_FULL, 0);
   // The last dQ, and before it the last scores, read K.
-  await_last_dq(shared, walk.steps);
+  await_last_dq(shared, walk.steps());
   output<KTile, D>(consumer.p, shared + AT_K, dk, consumer.p.scale, dk_map, 1);
 }
 

@@ -3,10 +3,9 @@
 #ifndef FAGEN_STEP_BWD_SM90_H
 #define FAGEN_STEP_BWD_SM90_H
 
-#include "device/walk_bwd_sm90.h"
+#include "device/mask_bwd_sm90.h"
 
-typedef float Scores[BLOCK_M / 2];        // 64 keys x BLOCK_M queries
-typedef uint32_t Packed[BLOCK_M / 4];     // the same in 16 bits
+typedef uint32_t Packed[BLOCK_M / 4];  // scores in 16 bits
 
 // d = A B', reduced over COLUMNS; both row-major in shared memory.
 template <int N, int COLUMNS, class A, class B>
@@ -50,22 +49,6 @@ FAGEN_DEVICE float2 load_pair(uint32_t from) {
   float2 v;
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(from));
   return v;
-}
-
-// Scores of dropped keys become zero probabilities. Thread rows are keys k and k + 8.
-FAGEN_DEVICE void drop_masked(const fagen_params &p, Scores &s, int k, int m) {
-  const Pattern pattern(Lengths{p.seqlen_q, p.seqlen_kv});
-  const int q = m * BLOCK_M + 2 * (threadIdx.x % 4);
-#pragma unroll
-  for (int r = 0; r < 2; r++) {
-    const Range kept = k + 8 * r < p.seqlen_kv ? pattern.column(k + 8 * r) : Range{0, 0};
-    const uint32_t from = q - kept.begin, count = max_of(kept.end - kept.begin, 0);
-#pragma unroll
-    for (int j = 0; j < BLOCK_M / 8; j++) {
-      if (from + 8 * j >= count) s[4 * j + 2 * r] = 0.f;
-      if (from + 8 * j + 1 >= count) s[4 * j + 2 * r + 1] = 0.f;
-    }
-  }
 }
 
 // s = exp2(s * scale - lse); `lse` is the thread's address in the stage, two queries at a time.

@@ -1,4 +1,4 @@
-// Which keys a CTA owns, which query tiles it visits, and the order of both.
+// Which keys a CTA owns, and which query tiles see them.
 #ifndef FAGEN_WALK_BWD_SM90_H
 #define FAGEN_WALK_BWD_SM90_H
 
@@ -9,7 +9,7 @@ struct KeyBlock {
   int n, kv_head, batch;
 };
 
-// Query tiles begin..end-1 touch the keys; those in full_begin..full_end-1 need no mask.
+// Where the query tiles are one run: begin..end-1 touch the keys; those in full_begin..full_end-1 need no mask.
 struct Span {
   int begin, end, full_begin, full_end;
   FAGEN_DEVICE bool masked(int m) const { return m < full_begin || m >= full_end; }
@@ -41,8 +41,9 @@ FAGEN_DEVICE KeyBlock key_block(const fagen_params &p) {
   return {uniform(inside / width), uniform(head % p.kv_heads), uniform(head / p.kv_heads)};
 }
 
+template <IntervalPattern P>
 FAGEN_DEVICE Span query_span(const fagen_params &p, int n) {
-  const Pattern pattern(Lengths{p.seqlen_q, p.seqlen_kv});
+  const P pattern(Lengths{p.seqlen_q, p.seqlen_kv});
   const int k0 = n * BLOCK_N, k1 = min_of(k0 + BLOCK_N, p.seqlen_kv);
   const Range some = pattern.queries(k0, k1), all = pattern.full_queries(k0, k1);
   Span span;
@@ -54,26 +55,28 @@ FAGEN_DEVICE Span query_span(const fagen_params &p, int n) {
   return span;
 }
 
+FAGEN_DEVICE Pattern head_pattern(const fagen_params &p, int batch, int head) {
+  return Pattern(Lengths{p.seqlen_q, p.seqlen_kv});
+}
+
+// What the pattern says of `rows` queries by `keys` keys, ends clipped; full only if all are there.
+FAGEN_DEVICE Tile tile_kind(const fagen_params &p, const Pattern &pattern, int q0, int rows, int k0,
+                            int keys) {
+  if (q0 >= p.seqlen_q || k0 >= p.seqlen_kv) return Tile::skip;
+  const int q1 = min_of(q0 + rows, p.seqlen_q), k1 = min_of(k0 + keys, p.seqlen_kv);
+  const Tile kind = pattern.tile(q0, q1, k0, k1);
+  return kind == Tile::full && k1 < k0 + keys ? Tile::partial : kind;
+}
+
+// The first key block from n on that sees query tile m, or one that does not if none does.
+FAGEN_DEVICE int next_key_block(const fagen_params &p, const Pattern &pattern, int m, int n) {
+  const int q0 = m * BLOCK_M, q1 = min_of(q0 + BLOCK_M, p.seqlen_q);
+  return pattern.next_key(q0, q1, n * BLOCK_N) / BLOCK_N;
+}
+
 // The place of a query tile in scratch memory: (batch, head, query tile).
 FAGEN_DEVICE int tile_index(const fagen_params &p, int batch, int head, int m) {
   return (batch * p.heads + head) * query_tiles(p) + m;
 }
-
-// A consumer's position: step c is query tile m, the same tiles again for each head of the group.
-struct Walk {
-  int n;
-  Span span;
-  int steps, c = 0, m;
-  FAGEN_DEVICE explicit Walk(const fagen_params &p)
-      : n(key_block(p).n),
-        span(query_span(p, n)),
-        steps((span.end - span.begin) * group_size(p)),
-        m(span.begin) {}
-  FAGEN_DEVICE bool more() const { return c < steps; }
-  FAGEN_DEVICE void advance() {
-    c++;
-    if (++m == span.end) m = span.begin;
-  }
-};
 
 #endif

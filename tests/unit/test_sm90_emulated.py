@@ -133,12 +133,30 @@ BACKWARD: tuple[Row, ...] = (
     ("bwd-fp16-d192x128-window3+deterministic", {}),
     ("bwd-bf16-d24x72-dense", {"roles": "split", "dq": "own", "block_m": 128,
                                "dq_columns": 128, "overlap": False}),
+    # One run of tiles, but no band; then patterns whose tiles are looked for.
+    ("bwd-bf16-d64-blockdiag100-causal", {"dq": "delayed", "stages_ds": 3}),
+    ("bwd-fp16-d72-prefix100", {}),
+    ("bwd-bf16-d64-longformer-w64-g20", {}),
+    ("bwd-fp16-d128-dilated-w20-d3-causal", {"dq": "delayed", "stages_ds": 3, "stages_q": 3}),
+    ("bwd-bf16-d64-butterfly-b48-causal", {"dq": "own", "block_m": 64}),
+    ("bwd-bf16-d128-fixed-s64-c8", {"dq": "lockstep", "block_m": 80, "stages_ds": 2}),
+    ("bwd-bf16-d64-bigbird-w20-g16-r64-b32-seed3+deterministic", {}),
+    ("bwd-bf16-d64-longformer-w64-g20-causal+deterministic",
+     {"dq": "own", "block_m": 64, "stages_dq": 1, "stages_ds": 1}),
+    ("bwd-fp16-d256-strided-s40-causal", {}),
 )
 
 
 @pytest.mark.parametrize("row", BACKWARD, ids=name)
 def test_backward(emulator: Emulator, checker: Checker, row: Row) -> None:
     check(emulator, checker, row, BACKWARD_CASES)
+
+
+def test_more_query_tiles_than_a_warp_asks_for_at_once(
+    emulator: Emulator, checker: Checker
+) -> None:
+    row: Row = "bwd-bf16-d64-longformer-w64-g20", {}
+    check(emulator, checker, row, {case("b1-h1-s4200x300"): {"sms": 3}})
 
 
 @pytest.mark.parametrize("row", [row for row in BACKWARD if "deterministic" in row[0]], ids=name)
@@ -207,8 +225,17 @@ BLIND: tuple[tuple[str, Row, Edit], ...] = (
      ("if (steps > 0) wait_full<STAGES_DS>(shared + DS_EMPTY, steps - 1);", "")),
     ("dQ leaves before it is staged", ("bwd-bf16-d64-dense", {}),
      ("    named_sync(DQ_STAGED + w, 160);\n", "    named_arrive(DQ_STAGED + w, 160);\n")),
+    ("nobody says that no step follows", ("bwd-bf16-d64-longformer-w64-g20", {}),
+     ("    write_note(shared, c, {-1, 0});\n", "")),
+    ("a note is written over one that is to be read",
+     ("bwd-bf16-d64-butterfly-b48-causal", {"dq": "own", "block_m": 64}),
+     ("c % NOTES * 8", "c % STAGES_Q * 8")),
+    ("the turn goes to a key block that does not see the tile",
+     ("bwd-bf16-d64-longformer-w64-g20-causal+deterministic",
+      {"dq": "own", "block_m": 64, "stages_dq": 1, "stages_ds": 1}),
+     ("next_key_block(p, pattern, m, n + 1) - n", "1")),
     ("one lane shuffles", ("bwd-bf16-d64-dense", {}),
-     ("  int c = 0;\n  for_each_step(", "  int c = uniform(0);\n  for_each_step(")),
+     ("  int c = 0;\n  find_steps<", "  int c = uniform(0);\n  find_steps<")),
 )
 
 

@@ -32,6 +32,7 @@ inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
 inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
 inline unsigned max(unsigned a, unsigned b) { return a > b ? a : b; }
+inline int __ffs(unsigned x) { return __builtin_ffs(static_cast<int>(x)); }
 inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
 inline float __logf(float x) { return logf(x); }
 template <class To, class From>
@@ -79,6 +80,13 @@ template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int with) {
   const int lane = lane_of(mask) ^ with;
   return from_lane<T>(machine::meet("__shfl_xor_sync", &value, sizeof value), lane);
+}
+inline unsigned __ballot_sync(unsigned mask, bool value) {
+  lane_of(mask);
+  const char *all = machine::meet("__ballot_sync", &value, sizeof value);
+  unsigned bits = 0;
+  for (int lane = 0; lane < 32; lane++) bits |= unsigned(from_lane<bool>(all, lane)) << lane;
+  return bits;
 }
 inline bool __any_sync(unsigned mask, bool value) {
   lane_of(mask);
@@ -166,9 +174,11 @@ void store_shared(uint32_t to, T *const (&from)[N]) {
   machine::wrote_shared(to, sizeof(T) * N);
 }
 inline void ld_shared_v2_f32(float *const (&to)[2], uint32_t from) { load_shared(to, from); }
+inline void ld_shared_v2_b32(int *const (&to)[2], uint32_t from) { load_shared(to, from); }
 inline void ld_shared_v4_b32(uint32_t *const (&to)[4], uint32_t from) { load_shared(to, from); }
 inline void ld_shared_v4_f32(float *const (&to)[4], uint32_t from) { load_shared(to, from); }
 inline void st_shared_v4_f32(uint32_t to, const float *const (&x)[4]) { store_shared(to, x); }
+inline void st_shared_v2_b32(uint32_t to, const int *const (&x)[2]) { store_shared(to, x); }
 inline void st_shared_v4_b32(uint32_t to, const uint32_t *const (&x)[4]) { store_shared(to, x); }
 
 // Block i is 8 rows of 16 bytes; lane l has elements 2(l%4), 2(l%4)+1 of row l/4 in each of the four.

@@ -1,0 +1,94 @@
+// Which scores of a step the pattern drops. A thread's rows are keys k and k + 8, its columns pairs
+// of queries, eight apart.
+#ifndef FAGEN_MASK_BWD_SM90_H
+#define FAGEN_MASK_BWD_SM90_H
+
+#include "device/steps_bwd_sm90.h"
+
+typedef float Scores[BLOCK_M / 2];  // 64 keys x BLOCK_M queries
+
+// The first of the thread's two keys, in the 64 keys of consumer w.
+FAGEN_DEVICE int first_key(int n, int w) {
+  return n * BLOCK_N + 64 * w + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
+}
+
+// Known before the scores are: a bit per score, in the order of the accumulators. The warp first
+// asks about 8 queries by its 16 keys at once, a lane for each, because most are kept or dropped
+// whole.
+template <class P, bool MASKED>
+struct MaskOf {
+  static constexpr int WORDS = ceil_div(BLOCK_M, 64);
+  uint32_t bits[WORDS];
+
+  FAGEN_DEVICE MaskOf(const fagen_params &p, int w, const WalkOf<P> &walk) {
+    const P pattern = head_pattern(p, walk.batch, walk.head);
+    const int k = first_key(walk.n, w);
+    const int lane = threadIdx.x % 32, q0 = walk.m * BLOCK_M, q = q0 + 2 * (lane % 4);
+    const Tile kind =
+        lane < BLOCK_M / 8 ? tile_kind(p, pattern, q0 + 8 * lane, 8, k - lane / 4, 16) : Tile::skip;
+    const uint32_t some = __ballot_sync(FULL_WARP, kind != Tile::skip);
+    const uint32_t full = __ballot_sync(FULL_WARP, kind == Tile::full);
+#pragma unroll
+    for (int word = 0; word < WORDS; word++) {
+      uint32_t kept = 0;
+#pragma unroll 1
+      for (int j = min_of(8, BLOCK_M / 8 - 8 * word) - 1; j >= 0; j--) {
+        const int group = 8 * word + j;
+        kept <<= 4;
+        if (full >> group & 1) kept |= 15;
+        else if (some >> group & 1) kept |= four(p, pattern, q + 8 * group, k);
+      }
+      bits[word] = kept;
+    }
+  }
+  FAGEN_DEVICE void apply(Scores &s) const {
+#pragma unroll
+    for (int i = 0; i < BLOCK_M / 2; i++)
+      if (!(bits[i / 32] >> i % 32 & 1)) s[i] = 0.f;
+  }
+
+ private:
+  static FAGEN_DEVICE uint32_t four(const fagen_params &p, const Pattern &pattern, int q, int k) {
+    uint32_t kept = 0;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int query = q + i % 2, key = k + i / 2 * 8;
+      if (query < p.seqlen_q && key < p.seqlen_kv && pattern.keep(query, key)) kept |= 1 << i;
+    }
+    return kept;
+  }
+};
+
+// One run of queries per key: two comparisons.
+template <IntervalPattern P>
+struct MaskOf<P, true> {
+  const fagen_params &p;
+  const int w;
+  const WalkOf<P> &walk;
+  FAGEN_DEVICE MaskOf(const fagen_params &p, int w, const WalkOf<P> &walk) : p(p), w(w), walk(walk) {}
+  FAGEN_DEVICE void apply(Scores &s) const {
+    const P pattern = head_pattern(p, 0, 0);
+    const int k = first_key(walk.n, w), q = walk.m * BLOCK_M + 2 * (threadIdx.x % 4);
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      const Range kept = k + 8 * r < p.seqlen_kv ? pattern.column(k + 8 * r) : Range{0, 0};
+      const uint32_t from = q - kept.begin, count = max_of(kept.end - kept.begin, 0);
+#pragma unroll
+      for (int j = 0; j < BLOCK_M / 8; j++) {
+        if (from + 8 * j >= count) s[4 * j + 2 * r] = 0.f;
+        if (from + 8 * j + 1 >= count) s[4 * j + 2 * r + 1] = 0.f;
+      }
+    }
+  }
+};
+
+// Of a step that needs none.
+template <class P>
+struct MaskOf<P, false> {
+  FAGEN_DEVICE MaskOf(const fagen_params &, int, const WalkOf<P> &) {}
+  FAGEN_DEVICE void apply(Scores &) const {}
+};
+template <bool MASKED>
+using Mask = MaskOf<Pattern, MASKED>;
+
+#endif
