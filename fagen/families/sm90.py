@@ -18,7 +18,8 @@ from fagen.families.base import (
     knob,
     product,
 )
-from fagen.families.sm90_bwd import BWD, padded, swizzle
+from fagen.families.sm90_bwd import BWD
+from fagen.families.sm90_sizes import padded, swizzle
 from fagen.model import Candidate, Problem, Target, Workload
 from fagen.patterns import UNBOUNDED, Pattern
 

@@ -21,6 +21,7 @@ from fagen.families.base import (
     knob,
     product,
 )
+from fagen.families.sm90_sizes import padded, panels, round_up, swizzle
 from fagen.model import Candidate, Problem, Target, Workload
 
 ENDS_THREADS = 256
@@ -28,22 +29,10 @@ CONSUMERS = 2
 NOTES = 8  # of steps, where the query tiles of a key block are not one run
 
 
-def _round_up(n: int, step: int) -> int:
-    return -(-n // step) * step
-
-
-def padded(dim: int) -> int:
-    """A head dim as the multiplies see it."""
-    return _round_up(dim, 16)
-
-
-def swizzle(columns: int) -> int:
-    """Bytes of a panel row: the widest swizzle that the columns fill exactly."""
-    return 128 if columns % 64 == 0 else 64 if columns % 32 == 0 else 32
-
-
-def panels(columns: int) -> int:
-    return columns * 2 // swizzle(columns)
+def noted(problem: Problem) -> bool:
+    """Are a key block's query tiles looked for? Not where they are one run that all agree on."""
+    pattern, ordered = problem.pattern, "deterministic" in problem.features
+    return not pattern.interval or (ordered and pattern.is_data)
 
 
 @dataclass(frozen=True)
@@ -120,16 +109,16 @@ class Config:
     def shared_bytes(self, problem: Problem) -> int:
         d, dv = padded(problem.head_dim), padded(problem.head_dim_v)
         m, n = self.block_m, self.block_n
-        kv = _round_up(2 * n * d, 1024) + _round_up(2 * n * dv, 1024)
-        q = self.stages_q * _round_up(2 * m * d, 1024)
-        do = self.stages_do * _round_up(2 * m * dv, 1024)
+        kv = round_up(2 * n * d, 1024) + round_up(2 * n * dv, 1024)
+        q = self.stages_q * round_up(2 * m * d, 1024)
+        do = self.stages_do * round_up(2 * m * dv, 1024)
         ds = self.stages_ds * 2 * m * n
         stages_p = 2 if self.roles == "split" else 0
         buffers = self.stages_dq if self.own_dq else CONSUMERS
         staging = buffers * 256 * self.dq_piece_columns(problem)
         rows = 4 * m * (self.stages_q + self.stages_do)
         barriers = 8 * (2 * (self.stages_q + self.stages_do + self.stages_ds + stages_p) + 2)
-        notes = 0 if problem.pattern.interval else 8 * NOTES
+        notes = 8 * NOTES if noted(problem) else 0
         return kv + q + do + ds + stages_p * 128 * m + staging + rows + barriers + notes
 
     def registers(self, problem: Problem) -> int:
@@ -190,7 +179,7 @@ def _plan(candidate: Candidate) -> Plan:
 def _bytes_moved(candidate: Candidate, w: Workload) -> int:
     """Device memory traffic if every re-read of Q, dO and dQ hits the L2 cache."""
     problem, config = candidate.problem, candidate.config
-    q_rows = w.batch * w.heads * _round_up(w.seqlen_q, config.block_m)
+    q_rows = w.batch * w.heads * round_up(w.seqlen_q, config.block_m)
     pre = q_rows * (4 * problem.head_dim_v + 12)
     sums = 3 * 4 * q_rows * padded(problem.head_dim)  # zeroed, summed into, read
     return w.min_bytes(problem) + pre + sums

@@ -5,6 +5,7 @@
 #define FAGEN_DQ_BWD_SM90_H
 
 #include "device/step_bwd_sm90.h"
+#include "device/turns_bwd_sm90.h"
 
 // One piece of dQ = dS K over all keys of the block. `row` and `dim` say where the piece begins.
 template <int N>
@@ -45,41 +46,9 @@ FAGEN_DEVICE void stage_dq(uint32_t buffer, const float (&d)[N / 2]) {
                  : "memory");
 }
 
-// Scratch memory: the sums of a query tile, and whose turn it is to add to a piece of it.
+// Scratch memory: the sums of a query tile.
 FAGEN_DEVICE float *dq_tile(const fagen_params &p, int tile) {
   return static_cast<float *>(p.work[1]) + static_cast<int64_t>(tile) * DQ_TILE_FLOATS;
-}
-FAGEN_DEVICE int *turn_at(const fagen_params &p, int tile, int sender) {
-  return static_cast<int *>(p.work[2]) + static_cast<int64_t>(tile) * DQ_SENDERS + sender;
-}
-
-// --- the order of reductions, when every run must give the same bits ----------------------------
-
-// A query tile's turn is the number of the key block that may add to it next; where key blocks of
-// a tile are one run, counted from its first. No turn waits for a CTA that starts later.
-struct Turn {
-  int mine, pass;  // what to wait for, and what to add when done
-};
-template <class P>
-FAGEN_DEVICE Turn turn_of(const fagen_params &p, const P &pattern, int n, int m) {
-  return {n, next_key_block(p, pattern, m, n + 1) - n};
-}
-template <IntervalPattern P>
-FAGEN_DEVICE Turn turn_of(const fagen_params &p, const P &pattern, int n, int m) {
-  const int q0 = m * BLOCK_M;
-  return {n - pattern.keys(q0, min_of(q0 + BLOCK_M, p.seqlen_q)).begin / BLOCK_N, 1};
-}
-FAGEN_DEVICE int first_turn(const fagen_params &p, const Pattern &pattern, int m) {
-  return NOTED ? next_key_block(p, pattern, m, 0) : 0;
-}
-FAGEN_DEVICE void await_turn(const int *turn, int mine) {
-  int now;
-  do asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(now) : "l"(turn) : "memory");
-  while (now != mine);
-}
-FAGEN_DEVICE void pass_turn(int *turn, int more) {
-  bulk_wait<0>();
-  asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(turn), "r"(more) : "memory");
 }
 
 // A warp that sends consumer w's piece of every step. Its lane 0 works, the others keep barriers.
@@ -95,7 +64,7 @@ FAGEN_DEVICE void send_dq(const fagen_params &p, uint32_t shared, int w) {
   for_each_dq(p, block, shared, staged, [&](int head, int m, int tile) {
     if (first_lane) {
       Turn turn{};
-      if (DETERMINISTIC) turn = turn_of(p, head_pattern(p, block.batch, head), block.n, m);
+      if (DETERMINISTIC) turn = turn_of(p, pattern_of<Pattern>(p, block.batch, head), block.n, m);
       if (DETERMINISTIC) await_turn(turn_at(p, tile, w), turn.mine);
       bulk_reduce_add_f32(dq_tile(p, tile) + w * (DQ_PIECE_BYTES / 4), buffer, DQ_PIECE_BYTES);
       bulk_commit();
@@ -162,7 +131,7 @@ FAGEN_DEVICE void make_dq(const fagen_params &p, uint32_t shared) {
   for_each_dq(p, block, shared, ready, [&](int head, int m, int tile) {
     work.sums = dq_tile(p, tile);
     work.turn_at = turn_at(p, tile, 0);
-    if (DETERMINISTIC) work.turn = turn_of(p, head_pattern(p, block.batch, head), block.n, m);
+    if (DETERMINISTIC) work.turn = turn_of(p, pattern_of<Pattern>(p, block.batch, head), block.n, m);
     for (int row = 0; row < BLOCK_M; row += 64) make_dq_pieces<0>(work, row);
     work.step++;
   });

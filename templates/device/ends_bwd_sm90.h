@@ -38,7 +38,7 @@ FAGEN_DEVICE void preprocess(const fagen_params &p) {
     sums[i] = make_float4(0.f, 0.f, 0.f, 0.f);
   if (DETERMINISTIC && threadIdx.x < DQ_SENDERS)
     *turn_at(p, tile, threadIdx.x) =
-        first_turn(p, head_pattern(p, batch, head), m);
+        first_turn(p, pattern_of<Pattern>(p, batch, head), m);
 
 #pragma unroll
   for (int first = 0; first < BLOCK_M; first += ROWS) {

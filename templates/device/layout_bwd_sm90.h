@@ -33,6 +33,12 @@ constexpr int DQ_REGISTERS = DQ_COLUMNS <= 64 ? 72 : 104;
 constexpr int CONSUMER_REGISTERS =
     OWN_DQ ? (512 - PRODUCER_REGISTERS - DQ_REGISTERS) / 2 : DETERMINISTIC ? 232 : 240;
 
+// Do all roles count along one run of query tiles? Not where heads differ. Runs that are data may
+// have gaps, which a tile of queries and a block of keys see differently: turns need one view.
+template <class P>
+concept OneRun = IntervalPattern<P> && !HeadPattern<P> && !(DETERMINISTIC && DataPattern<P>);
+constexpr bool NOTED = !OneRun<Pattern>;
+
 // How dQ, BLOCK_M x D, is cut. A piece is one accumulator, 64 rows by DQ_COLUMNS; with lockstep and
 // delayed each consumer makes one, its own dQ warpgroup makes them all. Transposed pieces hold
 // 64 dims by queries, for block_m that is not a multiple of 64.
@@ -80,7 +86,6 @@ constexpr int P_FULL = DS_EMPTY + 8 * STAGES_DS, P_EMPTY = P_FULL + 8 * STAGES_P
 constexpr int K_FULL = P_EMPTY + 8 * STAGES_P, V_FULL = K_FULL + 8;
 // A note is read at the latest when the consumers are done with the step after it, or with dS of
 // STAGES_DS more; it is written STAGES_Q steps ahead of them.
-constexpr bool NOTED = !IntervalPattern<Pattern>;
 constexpr int NOTES = 8, AT_NOTES = V_FULL + 8;
 static_assert(STAGES_Q + max_of(STAGES_DS, 2) <= NOTES);
 constexpr int SHARED_BYTES = AT_NOTES + (NOTED ? 8 * NOTES : 0);

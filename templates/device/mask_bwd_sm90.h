@@ -12,8 +12,26 @@ FAGEN_DEVICE int first_key(int n, int w) {
   return n * BLOCK_N + 64 * w + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
 }
 
+// The thread's eight elements of 16 queries from q0 on, a bit for each in the accumulator's order.
+template <class P>
+FAGEN_DEVICE uint32_t kept_of_16(const fagen_params &p, const P &pattern, int q0, int k) {
+  uint32_t kept = 0;
+#pragma unroll 1
+  for (int i = 0; i < 8; i++) {
+    const int query = q0 + 2 * (threadIdx.x % 4) + i / 4 * 8 + i % 2, key = k + i / 2 % 2 * 8;
+    if (query < p.seqlen_q && key < p.seqlen_kv && pattern.keep(query, key)) kept |= 1 << i;
+  }
+  return kept;
+}
+template <BitPattern P>
+FAGEN_DEVICE uint32_t kept_of_16(const fagen_params &, const P &pattern, int q0, int k) {
+  const int t = threadIdx.x % 4;
+  const uint32_t a = pattern.query_bits(k, q0) >> 2 * t, b = pattern.query_bits(k + 8, q0) >> 2 * t;
+  return (a & 3) | (b & 3) << 2 | (a >> 8 & 3) << 4 | (b >> 8 & 3) << 6;
+}
+
 // Known before the scores are: a bit per score, in the order of the accumulators. The warp first
-// asks about 8 queries by its 16 keys at once, a lane for each, because most are kept or dropped
+// asks about 16 queries by its 16 keys at once, a lane for each, because most are kept or dropped
 // whole.
 template <class P, bool MASKED>
 struct MaskOf {
@@ -21,22 +39,21 @@ struct MaskOf {
   uint32_t bits[WORDS];
 
   FAGEN_DEVICE MaskOf(const fagen_params &p, int w, const WalkOf<P> &walk) {
-    const P pattern = head_pattern(p, walk.batch, walk.head);
-    const int k = first_key(walk.n, w);
-    const int lane = threadIdx.x % 32, q0 = walk.m * BLOCK_M, q = q0 + 2 * (lane % 4);
-    const Tile kind =
-        lane < BLOCK_M / 8 ? tile_kind(p, pattern, q0 + 8 * lane, 8, k - lane / 4, 16) : Tile::skip;
+    const P pattern = walk.pattern(p);
+    const int lane = threadIdx.x % 32, k = first_key(walk.n, w), q0 = walk.m * BLOCK_M;
+    Tile kind = Tile::skip;
+    if (lane < BLOCK_M / 16) kind = tile_kind(p, pattern, q0 + 16 * lane, 16, k - lane / 4, 16);
     const uint32_t some = __ballot_sync(FULL_WARP, kind != Tile::skip);
     const uint32_t full = __ballot_sync(FULL_WARP, kind == Tile::full);
 #pragma unroll
     for (int word = 0; word < WORDS; word++) {
       uint32_t kept = 0;
 #pragma unroll 1
-      for (int j = min_of(8, BLOCK_M / 8 - 8 * word) - 1; j >= 0; j--) {
-        const int group = 8 * word + j;
-        kept <<= 4;
-        if (full >> group & 1) kept |= 15;
-        else if (some >> group & 1) kept |= four(p, pattern, q + 8 * group, k);
+      for (int i = min_of(4, BLOCK_M / 16 - 4 * word) - 1; i >= 0; i--) {
+        const int group = 4 * word + i;
+        kept <<= 8;
+        if (full >> group & 1) kept |= 255;
+        else if (some >> group & 1) kept |= kept_of_16(p, pattern, q0 + 16 * group, k);
       }
       bits[word] = kept;
     }
@@ -46,17 +63,6 @@ struct MaskOf {
     for (int i = 0; i < BLOCK_M / 2; i++)
       if (!(bits[i / 32] >> i % 32 & 1)) s[i] = 0.f;
   }
-
- private:
-  static FAGEN_DEVICE uint32_t four(const fagen_params &p, const Pattern &pattern, int q, int k) {
-    uint32_t kept = 0;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const int query = q + i % 2, key = k + i / 2 * 8;
-      if (query < p.seqlen_q && key < p.seqlen_kv && pattern.keep(query, key)) kept |= 1 << i;
-    }
-    return kept;
-  }
 };
 
 // One run of queries per key: two comparisons.
@@ -65,9 +71,10 @@ struct MaskOf<P, true> {
   const fagen_params &p;
   const int w;
   const WalkOf<P> &walk;
-  FAGEN_DEVICE MaskOf(const fagen_params &p, int w, const WalkOf<P> &walk) : p(p), w(w), walk(walk) {}
+  FAGEN_DEVICE MaskOf(const fagen_params &p, int w, const WalkOf<P> &walk)
+      : p(p), w(w), walk(walk) {}
   FAGEN_DEVICE void apply(Scores &s) const {
-    const P pattern = head_pattern(p, 0, 0);
+    const P pattern = walk.pattern(p);
     const int k = first_key(walk.n, w), q = walk.m * BLOCK_M + 2 * (threadIdx.x % 4);
 #pragma unroll
     for (int r = 0; r < 2; r++) {

@@ -40,7 +40,7 @@ FAGEN_DEVICE void find_steps(const fagen_params &p, const KeyBlock &block, F vis
   const int lane = threadIdx.x % 32, tiles = query_tiles(p);
 #pragma unroll 1
   for (int head = first; head < end; head++) {
-    const P pattern = head_pattern(p, block.batch, head);
+    const P pattern = pattern_of<P>(p, block.batch, head);
 #pragma unroll 1
     for (int m0 = 0; m0 < tiles; m0 += 32) {
       const Tile kind =
@@ -59,9 +59,9 @@ FAGEN_DEVICE void find_steps(const fagen_params &p, const KeyBlock &block, F vis
 }
 
 // Along one run. Nobody needs to be told of `masked`.
-template <IntervalPattern P, class F>
+template <OneRun P, class F>
 FAGEN_DEVICE void find_steps(const fagen_params &p, const KeyBlock &block, F visit) {
-  const Span span = query_span<P>(p, block.n);
+  const Span span = query_span<P>(p, block);
   const int first = block.kv_head * group_size(p), end = first + group_size(p);
 #pragma unroll 1
   for (int head = first; head < end; head++) {
@@ -96,11 +96,13 @@ FAGEN_DEVICE void for_each_dq(const fagen_params &p, const KeyBlock &block, uint
 template <class P>
 struct WalkOf {
   uint32_t shared;
-  int n, batch, c = 0, m = 0, head = 0;
+  KeyBlock block;
+  int n, c = 0, m = 0, head = 0;
   bool needs_mask = true;
-  FAGEN_DEVICE WalkOf(const fagen_params &p, uint32_t shared) : shared(shared) {
-    const KeyBlock block = key_block(p);
-    n = block.n, batch = block.batch;
+  FAGEN_DEVICE WalkOf(const fagen_params &p, uint32_t shared)
+      : shared(shared), block(key_block(p)), n(block.n) {}
+  FAGEN_DEVICE P pattern(const fagen_params &p) const {
+    return pattern_of<P>(p, block.batch, head);
   }
   FAGEN_DEVICE bool more() {
     wait_full<STAGES_Q>(shared + Q_FULL, c);
@@ -114,16 +116,19 @@ struct WalkOf {
 };
 
 // One run: the same tiles again for each head of the group.
-template <IntervalPattern P>
+template <OneRun P>
 struct WalkOf<P> {
+  KeyBlock block;
   int n;
   Span span;
   int count, c = 0, m;
   FAGEN_DEVICE WalkOf(const fagen_params &p, uint32_t)
-      : n(key_block(p).n),
-        span(query_span<P>(p, n)),
+      : block(key_block(p)),
+        n(block.n),
+        span(query_span<P>(p, block)),
         count((span.end - span.begin) * group_size(p)),
         m(span.begin) {}
+  FAGEN_DEVICE P pattern(const fagen_params &p) const { return pattern_of<P>(p, block.batch, 0); }
   FAGEN_DEVICE bool more() const { return c < count; }
   FAGEN_DEVICE void advance() {
     c++;

@@ -42,9 +42,9 @@ FAGEN_DEVICE KeyBlock key_block(const fagen_params &p) {
 }
 
 template <IntervalPattern P>
-FAGEN_DEVICE Span query_span(const fagen_params &p, int n) {
-  const P pattern(Lengths{p.seqlen_q, p.seqlen_kv});
-  const int k0 = n * BLOCK_N, k1 = min_of(k0 + BLOCK_N, p.seqlen_kv);
+FAGEN_DEVICE Span query_span(const fagen_params &p, const KeyBlock &block) {
+  const P pattern = pattern_of<P>(p, block.batch, 0);
+  const int k0 = block.n * BLOCK_N, k1 = min_of(k0 + BLOCK_N, p.seqlen_kv);
   const Range some = pattern.queries(k0, k1), all = pattern.full_queries(k0, k1);
   Span span;
   span.begin = some.begin / BLOCK_M;
@@ -53,10 +53,6 @@ FAGEN_DEVICE Span query_span(const fagen_params &p, int n) {
   span.full_end = all.end >= p.seqlen_q ? span.end : all.end / BLOCK_M;
   if (k1 < k0 + BLOCK_N) span.full_begin = span.end;  // keys past the end need the mask everywhere
   return span;
-}
-
-FAGEN_DEVICE Pattern head_pattern(const fagen_params &p, int batch, int head) {
-  return Pattern(Lengths{p.seqlen_q, p.seqlen_kv});
 }
 
 // What the pattern says of `rows` queries by `keys` keys, ends clipped; full only if all are there.

@@ -31,6 +31,9 @@ SAMPLE = [
     "bwd-bf16-d256-causal+deterministic", "bwd-bf16-d64-longformer-w256-g64",
     "bwd-fp16-d128-bigbird-w192-g64-r192-seed1", "bwd-bf16-d256-butterfly-b64-causal",
     "bwd-bf16-d128-strided-s128-causal+deterministic", "bwd-bf16-d96-blockdiag512-causal",
+    "bwd-bf16-d64-blocks128-causal", "bwd-bf16-d128-blocks64x128+deterministic",
+    "bwd-fp16-d256-blocks128", "bwd-bf16-d128-documents-causal",
+    "bwd-bf16-d64-documents+deterministic",
 ]
 
 

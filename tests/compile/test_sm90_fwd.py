@@ -13,7 +13,7 @@ from fagen.build import Builder, Cache
 from fagen.errors import BuildError, SetupError
 from fagen.families.base import Space
 from fagen.families.sm90 import SM90
-from fagen.families.sm90_bwd import swizzle
+from fagen.families.sm90_sizes import swizzle
 from fagen.model import Candidate, Problem, Target, Workload
 from fagen.render import Renderer
 

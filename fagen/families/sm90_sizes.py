@@ -1,0 +1,21 @@
+"""How the sm90 kernels lay out head dims and tiles in shared memory."""
+
+from __future__ import annotations
+
+
+def round_up(n: int, step: int) -> int:
+    return -(-n // step) * step
+
+
+def padded(dim: int) -> int:
+    """A head dim as the multiplies see it."""
+    return round_up(dim, 16)
+
+
+def swizzle(columns: int) -> int:
+    """Bytes of a panel row: the widest swizzle that the columns fill exactly."""
+    return 128 if columns % 64 == 0 else 64 if columns % 32 == 0 else 32
+
+
+def panels(columns: int) -> int:
+    return columns * 2 // swizzle(columns)

@@ -1,0 +1,40 @@
+// The order of the reductions to dQ, when every run must give the same bits: key blocks take turns
+// at a piece of a query tile.
+#ifndef FAGEN_TURNS_BWD_SM90_H
+#define FAGEN_TURNS_BWD_SM90_H
+
+#include "device/walk_bwd_sm90.h"
+
+// Scratch memory: whose turn it is.
+FAGEN_DEVICE int *turn_at(const fagen_params &p, int tile, int sender) {
+  return static_cast<int *>(p.work[2]) + static_cast<int64_t>(tile) * DQ_SENDERS + sender;
+}
+
+// A query tile's turn is the number of the key block that may add to it next; where key blocks of
+// a tile are one run, counted from its first. No turn waits for a CTA that starts later.
+struct Turn {
+  int mine, pass;  // what to wait for, and what to add when done
+};
+template <class P>
+FAGEN_DEVICE Turn turn_of(const fagen_params &p, const P &pattern, int n, int m) {
+  return {n, next_key_block(p, pattern, m, n + 1) - n};
+}
+template <OneRun P>
+FAGEN_DEVICE Turn turn_of(const fagen_params &p, const P &pattern, int n, int m) {
+  const int q0 = m * BLOCK_M;
+  return {n - pattern.keys(q0, min_of(q0 + BLOCK_M, p.seqlen_q)).begin / BLOCK_N, 1};
+}
+FAGEN_DEVICE int first_turn(const fagen_params &p, const Pattern &pattern, int m) {
+  return NOTED ? next_key_block(p, pattern, m, 0) : 0;
+}
+FAGEN_DEVICE void await_turn(const int *turn, int mine) {
+  int now;
+  do asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(now) : "l"(turn) : "memory");
+  while (now != mine);
+}
+FAGEN_DEVICE void pass_turn(int *turn, int more) {
+  bulk_wait<0>();
+  asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(turn), "r"(more) : "memory");
+}
+
+#endif
