@@ -141,9 +141,14 @@ BACKWARD: tuple[Row, ...] = (
     ("bwd-bf16-d64-butterfly-b48-causal", {"dq": "own", "block_m": 64}),
     ("bwd-bf16-d128-fixed-s64-c8", {"dq": "lockstep", "block_m": 80, "stages_ds": 2}),
     ("bwd-bf16-d64-bigbird-w20-g16-r64-b32-seed3+deterministic", {}),
-    ("bwd-bf16-d64-longformer-w64-g20-causal+deterministic",
+    ("bwd-bf16-d64-dilated-w1-d200-causal+deterministic",
      {"dq": "own", "block_m": 64, "stages_dq": 1, "stages_ds": 1}),
     ("bwd-fp16-d256-strided-s40-causal", {}),
+    # Masks that are data of the call.
+    ("bwd-bf16-d64-blocks32x48-causal", {"dq": "delayed", "stages_ds": 3}),
+    ("bwd-bf16-d128-blocks128+deterministic", {}),
+    ("bwd-fp16-d64-documents", {"dq": "own", "block_m": 64}),
+    ("bwd-bf16-d64-documents-causal+deterministic", {}),
 )
 
 
@@ -226,12 +231,12 @@ BLIND: tuple[tuple[str, Row, Edit], ...] = (
     ("dQ leaves before it is staged", ("bwd-bf16-d64-dense", {}),
      ("    named_sync(DQ_STAGED + w, 160);\n", "    named_arrive(DQ_STAGED + w, 160);\n")),
     ("nobody says that no step follows", ("bwd-bf16-d64-longformer-w64-g20", {}),
-     ("    write_note(shared, c, {-1, 0});\n", "")),
+     ("    barrier_arrive(shared + Q_FULL + 8 * (c % STAGES_Q));\n", "")),
     ("a note is written over one that is to be read",
      ("bwd-bf16-d64-butterfly-b48-causal", {"dq": "own", "block_m": 64}),
      ("c % NOTES * 8", "c % STAGES_Q * 8")),
     ("the turn goes to a key block that does not see the tile",
-     ("bwd-bf16-d64-longformer-w64-g20-causal+deterministic",
+     ("bwd-bf16-d64-dilated-w1-d200-causal+deterministic",
       {"dq": "own", "block_m": 64, "stages_dq": 1, "stages_ds": 1}),
      ("next_key_block(p, pattern, m, n + 1) - n", "1")),
     ("one lane shuffles", ("bwd-bf16-d64-dense", {}),
