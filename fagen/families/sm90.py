@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fagen.families.base import (
-    BANDS,
     HALVES,
     SEPARATE,
     Family,
@@ -21,7 +20,7 @@ from fagen.families.base import (
 from fagen.families.sm90_bwd import BWD
 from fagen.families.sm90_sizes import padded, swizzle
 from fagen.model import Candidate, Problem, Target, Workload
-from fagen.patterns import UNBOUNDED, Pattern
+from fagen.patterns import UNBOUNDED, Band, BlockDiagonal, Pattern
 
 CONTROL_BYTES = 512  # barriers and tile notes, see struct Control of the template
 RESERVED_SHARED = 1024  # what the system keeps of each CTA's shared memory
@@ -70,10 +69,11 @@ class ForwardConfig:
         )
         return sum(-(-2 * elements // 1024) * 1024 for elements in arrays) + CONTROL_BYTES
 
-    def registers(self) -> int:
+    def registers(self, problem: Problem) -> int:
         """What a consumer thread gets; the formula of the template."""
         launch = REGISTERS_PER_SM // (self.threads * self.ctas_per_sm) // 8 * 8
-        producer = 32 if self.warpgroups > 2 else 40
+        few, many = (32, 40) if problem.pattern.interval else (40, 56)
+        producer = few if self.warpgroups > 2 else many
         left = (launch * (self.warpgroups + 1) - producer) // self.warpgroups // 8 * 8
         return min(256, left)
 
@@ -98,17 +98,27 @@ def fits(config: ForwardConfig, problem: Problem, target: Target) -> bool:
 
 def _unequal(pattern: Pattern) -> bool:
     """Do tiles differ in length all along, as under a causal mask?"""
-    return (pattern.left == UNBOUNDED) != (pattern.right == UNBOUNDED)
+    if isinstance(pattern, Band):
+        return (pattern.left == UNBOUNDED) != (pattern.right == UNBOUNDED)
+    return not isinstance(pattern, BlockDiagonal)
+
+
+def _others(problem: Problem) -> int:
+    """Registers for everything else, many of them for masks."""
+    return 28 if problem.pattern.interval else 44
 
 
 FORWARD_RULES = (
-    BANDS,
+    Rule("the pattern is known when the kernel is compiled",
+         lambda c: not c.problem.pattern.is_data),
     HALVES,
     SEPARATE,
     Rule("Q, the K and V stages and the staged O fit shared memory", _fits),
     Rule(
-        "scores, probabilities and output leave a consumer thread 28 registers",
-        lambda c: c.config.accumulators(c.problem) + 28 <= c.config.registers(),
+        "scores, probabilities and output leave a consumer thread 28 registers, or 44 where rows "
+        "are no runs of keys",
+        lambda c: c.config.accumulators(c.problem) + _others(c.problem)
+        <= c.config.registers(c.problem),
     ),
     Rule(
         "ping-pong needs two warpgroups or more",
@@ -167,11 +177,14 @@ def forward_plan(c: Candidate) -> Plan:
 # (head dimensions up to, warpgroups, block_n, stages): a starting point, not timed yet.
 _TILES = ((64, 4, 64, 3), (80, 3, 96, 2), (96, 3, 80, 2), (112, 3, 64, 2), (128, 2, 128, 2),
           (160, 2, 112, 2), (192, 2, 96, 2), (256, 2, 80, 2))
+# Where rows are no runs: smaller tiles skip more, and masks need registers.
+_SPARSE_TILES = ((128, 2, 128, 2), (160, 2, 96, 2), (192, 2, 80, 2), (256, 2, 64, 2))
 
 
 def forward_default(problem: Problem, target: Target) -> ForwardConfig:
     widest = max(padded(problem.head_dim), padded(problem.head_dim_v))
-    _, warpgroups, block_n, stages = next(row for row in _TILES if widest <= row[0])
+    tiles = _TILES if problem.pattern.interval else _SPARSE_TILES
+    _, warpgroups, block_n, stages = next(row for row in tiles if widest <= row[0])
     schedule = "dynamic" if _unequal(problem.pattern) else "strided"
     choices = [
         ForwardConfig(warpgroups, block_n, stages, q_buffers, schedule=schedule, epilogue=epilogue)

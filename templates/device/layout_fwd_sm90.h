@@ -1,4 +1,4 @@
-// The forward's tiles, its shared memory, and the blocks of keys that a tile needs.
+// The forward's tiles and its shared memory.
 // Included by the kernel, whose constants it reads.
 #ifndef FAGEN_LAYOUT_FWD_SM90_H
 #define FAGEN_LAYOUT_FWD_SM90_H
@@ -22,7 +22,8 @@ constexpr bool CROSS_TILE = SCHEDULE != Schedule::grid;
 
 // Registers per thread: the launch gives every warpgroup the same, the consumers need most.
 constexpr int LAUNCH_REGISTERS = 65536 / (THREADS * CTAS_PER_SM) / 8 * 8;
-constexpr int PRODUCER_REGISTERS = WARPGROUPS > 2 ? 32 : 40;
+constexpr int PRODUCER_REGISTERS =
+    Pattern::interval ? (WARPGROUPS > 2 ? 32 : 40) : (WARPGROUPS > 2 ? 40 : 56);
 constexpr int LEFT_REGISTERS =
     (LAUNCH_REGISTERS * (WARPGROUPS + 1) - PRODUCER_REGISTERS) / WARPGROUPS / 8 * 8;
 constexpr int CONSUMER_REGISTERS = LEFT_REGISTERS < 256 ? LEFT_REGISTERS : 256;
@@ -36,6 +37,19 @@ struct alignas(16) Note {
   int block, head, batch, rows;
 };
 constexpr int ALL_ROWS = (1 << WARPGROUPS) - 1, CAREFUL = 1 << WARPGROUPS, STOP = -1;
+constexpr int KEYLESS = 2 << WARPGROUPS;  // there is no block of keys to come (see Visit)
+
+// What a warpgroup does with a block of keys. One that is free may use the anchored softmax.
+enum Kind { SKIP, PARTIAL, CLEAN, FREE };
+
+// A block of keys, a Kind for each warpgroup, and whether the tile ends with it, in one word.
+struct Visit {
+  uint32_t bits;
+
+  FAGEN_DEVICE int block() const { return bits >> 9; }
+  FAGEN_DEVICE bool last() const { return bits >> 8 & 1; }
+  FAGEN_DEVICE int kind(int group) const { return bits >> 2 * group & 3; }
+};
 
 constexpr int CONTROL_BYTES = 512;
 struct Control {
@@ -44,6 +58,9 @@ struct Control {
   int checked;            // tiles whose overflow was looked at; here because registers are dear
   uint64_t q_full[Q_BUFFERS][WARPGROUPS], q_empty[Q_BUFFERS][WARPGROUPS];
   uint64_t k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
+  // Where the pattern's rows are no runs:
+  Visit visit[STAGES];  // of the block in each K stage
+  unsigned index;       // of the next tile
 };
 static_assert(sizeof(Control) <= CONTROL_BYTES);
 
@@ -106,41 +123,5 @@ struct Shared {
     control().checked = 0;
   }
 };
-
-static_assert(IntervalPattern<Pattern>);
-
-// --- blocks of keys -------------------------------------------------------------------------
-
-template <class P>
-constexpr bool cuts_left() {
-  if constexpr (requires { P::bounded_left; }) return P::bounded_left;
-  return true;
-}
-template <class P>
-constexpr bool cuts_right() {
-  if constexpr (requires { P::bounded_right; }) return P::bounded_right;
-  return true;
-}
-constexpr bool CUTS_LEFT = cuts_left<Pattern>(), CUTS_RIGHT = cuts_right<Pattern>();
-
-// Blocks [begin, end) hold a kept key, [clean_begin, clean_end) need no mask.
-struct Blocks {
-  int begin, end, clean_begin, clean_end;
-  FAGEN_DEVICE int count() const { return end - begin; }
-};
-
-FAGEN_DEVICE Blocks blocks_of(const Pattern &pattern, int row, int rows, int seqlen_q) {
-  const int row_end = min(row + rows, seqlen_q);
-  if (row >= row_end) return Blocks{0, 0, 0, 0};
-  const Range some = pattern.keys(row, row_end), all = pattern.full_keys(row, row_end);
-  if (some.end <= some.begin) return Blocks{0, 0, 0, 0};
-  // An anchor is a kept key of its row: the last key that all rows share must be in a masked block.
-  const int clean = max(REDO ? all.end - 1 : all.end, 0);
-  return Blocks{some.begin / BLOCK_N, (some.end + BLOCK_N - 1) / BLOCK_N,
-                (all.begin + BLOCK_N - 1) / BLOCK_N, clean / BLOCK_N};
-}
-
-using Order = TileOrder<BLOCK_M, CUTS_RIGHT && !CUTS_LEFT>;
-constexpr int64_t SECTION_BYTES = 32 << 20;
 
 #endif

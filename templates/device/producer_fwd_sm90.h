@@ -1,11 +1,11 @@
-// The forward's producer: one thread that walks the tiles and issues every TMA load.
+// The forward's producer: it walks the tiles, and one thread issues every TMA load.
 #ifndef FAGEN_PRODUCER_FWD_SM90_H
 #define FAGEN_PRODUCER_FWD_SM90_H
 
-#include "device/layout_fwd_sm90.h"
+#include "device/blocks_fwd_sm90.h"
 #include "device/tma_sm90.h"
 
-struct Producer {
+struct Loads {
   // The key blocks of a tile.
   struct Keys {
     int head, batch, begin, end;
@@ -89,6 +89,15 @@ struct Producer {
 #pragma unroll 1
     for (int i = 0; i < WARPGROUPS; i++) barrier_wait(shared.q_empty(buffer, i), parity);
   }
+};
+
+template <class P>
+struct Producer;
+
+// Where the pattern's rows are runs of keys, one thread does it all.
+template <IntervalPattern P>
+struct Producer<P> : Loads {
+  static constexpr bool whole_warp = false;
 
   FAGEN_DEVICE void run(unsigned *counter) {
     Keys held{0, 0, -1, 0};  // of the tile before; begin: the block whose V is still to be loaded
@@ -105,7 +114,7 @@ struct Producer {
         const QueryTile next = order.at(index);
         tile = Note{next.block, next.head, next.batch, ALL_ROWS};
       }
-      const Blocks blocks = blocks_of(pattern, tile.block * BLOCK_M, BLOCK_M, p.seqlen_q);
+      const Blocks blocks = blocks_of<P>(pattern, tile.block * BLOCK_M, BLOCK_M, p.seqlen_q);
       const Keys keys{int(unsigned(tile.head) / (unsigned(p.heads) / p.kv_heads)), tile.batch,
                       blocks.begin, blocks.end};
       const bool has_keys = blocks.count() > 0;

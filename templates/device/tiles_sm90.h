@@ -13,15 +13,22 @@ struct QueryTile {
   int block, head, batch;
 };
 
-// Heads are taken in sections whose keys and values fit the L2 cache together.
-// LONGEST_FIRST: inside a section the last block of every head comes first; under a causal mask it
-// is the longest, and short tiles fill the end. Otherwise the blocks of one head follow each other.
-template <int BLOCK_M, bool LONGEST_FIRST>
+// Which tiles of a head have most keys: none in particular; the last; or the first where the first
+// row sees every key, else the last.
+enum class Longest { none, last, either };
+
+// Heads are taken in sections whose keys and values fit the L2 cache together. Inside a section the
+// longest block of every head comes first, so that short ones fill the end. Where none is longest
+// the blocks of one head follow each other.
+template <int BLOCK_M, Longest LONGEST>
 struct TileOrder {
   const fagen_params &p;
   unsigned section;  // heads
+  bool rising;        // Longest::either: the first block of a head is the longest
 
-  FAGEN_DEVICE TileOrder(const fagen_params &p, int64_t bytes_per_key, int64_t section_bytes) : p(p) {
+  FAGEN_DEVICE TileOrder(const fagen_params &p, int64_t bytes_per_key, int64_t section_bytes,
+                         bool first_is_longest)
+      : p(p), rising(first_is_longest) {
     const int kv_heads = static_cast<int>(section_bytes / (bytes_per_key * p.seqlen_kv));
     const int power = kv_heads > 1 ? 1 << (31 - __clz(kv_heads)) : 1;
     const int64_t fit = static_cast<int64_t>(power) * (p.heads / p.kv_heads);
@@ -35,13 +42,13 @@ struct TileOrder {
   FAGEN_DEVICE QueryTile at(unsigned index) const {
     const unsigned blocks = this->blocks(), heads = p.heads;
     unsigned block, head;
-    if constexpr (LONGEST_FIRST) {
+    if constexpr (LONGEST != Longest::none) {
       const unsigned first = index / (section * blocks) * section;
       const unsigned width = min(section, heads * p.batch - first);
       const unsigned inside = index - first * blocks;
       block = inside / width;
       head = first + inside - block * width;
-      block = blocks - 1 - block;
+      if (LONGEST == Longest::last || !rising) block = blocks - 1 - block;
     } else {
       head = index / blocks;
       block = index - head * blocks;

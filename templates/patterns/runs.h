@@ -8,6 +8,7 @@
 // Causal, but every row sees the first PREFIX keys.
 template <int PREFIX>
 struct PrefixCausal : Runs<PrefixCausal<PREFIX>> {
+  static constexpr bool bounded_left = false;
   using Runs<PrefixCausal>::seqlen_q, Runs<PrefixCausal>::seqlen_kv;
 
   int shift;

@@ -27,7 +27,11 @@ DEFAULTS = [
     "fwd-bf16-d80-causal", "fwd-bf16-d96-causal-topleft", "fwd-fp16-d104-dense",
     "fwd-bf16-d160-causal", "fwd-bf16-d192-dense", "fwd-bf16-d192x128-causal",
     "fwd-bf16-d64x128-dense", "fwd-fp16-d40x24-causal", "fwd-bf16-d8x256-dense",
-    "fwd-fp16-d8-window300",
+    "fwd-fp16-d8-window300", "fwd-bf16-d128-prefix512", "fwd-fp16-d64-blockdiag100-causal",
+    "fwd-bf16-d64-longformer-w256-g64", "fwd-bf16-d128-bigbird-w96-g64-r128-b32-seed1-causal",
+    "fwd-fp16-d256-bigbird-w128-g32-r64-seed7", "fwd-fp16-d80-strided-s128-causal",
+    "fwd-bf16-d192x128-dilated-w256-d4", "fwd-bf16-d128-butterfly-b128",
+    "fwd-fp16-d160-fixed-s128-c8",
 ]
 # Head dimensions whose spaces differ in kind: small tiles, swizzles of 32 and 64 bytes, full ones.
 CORNERS = ("64", "72", "96", "128", "192", "256", "192x128")

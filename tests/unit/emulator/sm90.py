@@ -7,6 +7,7 @@ import functools
 import hashlib
 import re
 import subprocess
+import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,18 @@ def starts(op: str, plan: Plan, text: str) -> str:
 Edit = tuple[str, str]  # a piece of a kernel's text, and what to put in its place
 
 
+@functools.cache
+def the_machine() -> ctypes.CDLL:
+    """One for the whole process: kernels find its symbols by name."""
+    with tempfile.TemporaryDirectory() as scratch:
+        library = f"{scratch}/machine.so"
+        sources = [str(HERE / f"{part}.cpp") for part in PARTS]
+        subprocess.run(["g++", *FLAGS, "-O3", *sources, "-o", library], check=True)
+        handle = ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+    handle.emulate.restype = handle.remark_on_run.restype = ctypes.c_char_p
+    return handle
+
+
 class Emulator:
     """Compiles candidates for the host, several at a time."""
 
@@ -92,15 +105,6 @@ class Emulator:
         self.workers = ThreadPoolExecutor(2)
         self.libraries: dict[tuple[Candidate, Edit | None], Future[Path]] = {}
         self.renderer = Renderer(paths.templates())
-
-    @functools.cached_property
-    def machine(self) -> ctypes.CDLL:
-        library = self.scratch / "machine.so"
-        sources = [str(HERE / f"{part}.cpp") for part in PARTS]
-        subprocess.run(["g++", *FLAGS, "-O3", *sources, "-o", str(library)], check=True)
-        handle = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-        handle.emulate.restype = handle.remark_on_run.restype = ctypes.c_char_p
-        return handle
 
     def prepare(self, candidate: Candidate, edit: Edit | None = None) -> Future[Path]:
         key = candidate, edit
@@ -129,7 +133,7 @@ class Emulator:
         self, candidate: Candidate, edit: Edit | None = None, **mode: int
     ) -> EmulatedLibrary:
         path = self.prepare(candidate, edit).result()
-        return EmulatedLibrary(self.machine, candidate, ctypes.CDLL(str(path)), **mode)
+        return EmulatedLibrary(the_machine(), candidate, ctypes.CDLL(str(path)), **mode)
 
 
 def _plan(candidate: Candidate) -> Plan:
