@@ -502,7 +502,7 @@ def _cuda_plan(candidate: Candidate) -> Plan:
     )
 
 
-def _cuda_part(
+def cuda_part(
     path: Path, target: Target = H200, slug: str = "fwd-bf16-d64-causal"
 ) -> Part:
     kernel = Kernel("none", toykernel.Knobs, (), _cuda_plan, lambda p, t: toykernel.Knobs(),
@@ -541,7 +541,7 @@ def fake(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fake")
     subprocess.run([compilers.find_cxx(), "-x", "c", "-shared", "-fPIC", "-w",
                     str(HERE / "fakecuda.c"), "-o", str(folder / "libcuda.so.1")], check=True)
-    link([_cuda_part(folder / "image.cubin")], folder / "lib.so")
+    link([cuda_part(folder / "image.cubin")], folder / "lib.so")
     return folder
 
 
@@ -586,7 +586,7 @@ def test_one_library_for_several_machines(fake: Path, cache: Path) -> None:
     folder = fake / "several"
     folder.mkdir(exist_ok=True)
     targets = [replace(H200, name=f"h{sms}", sm_count=sms) for sms in (60, 114, 132)]
-    parts = [_cuda_part(folder / f"{t.name}.cubin", t) for t in (Target.known("a100"), *targets)]
+    parts = [cuda_part(folder / f"{t.name}.cubin", t) for t in (Target.known("a100"), *targets)]
     slug = "fwd-fp32-d8-dense"
     everything = host().target.isa
     isas = [(), (*everything, "amx_fantasy"), everything[:1], everything]
@@ -604,7 +604,7 @@ def test_one_library_for_several_machines(fake: Path, cache: Path) -> None:
 
 def test_packed_sequences_are_launched_by_slots(fake: Path) -> None:
     (fake / "packed").mkdir(exist_ok=True)
-    part = _cuda_part(fake / "packed" / "image.cubin", slug="fwd-bf16-d64-causal+varlen")
+    part = cuda_part(fake / "packed" / "image.cubin", slug="fwd-bf16-d64-causal+varlen")
     library = link([part], fake / "packed" / "lib.so")
     said = ask(library, "p.cu_q = p.cu_kv = 4096; p.total_q, p.total_kv = 500, 128",
                "p.q.batch_stride = 0")
