@@ -258,6 +258,12 @@ class Exploration:
         failures = [t.failure for t in self.trials.values() if t.failure]
         return dict(sorted(Counter(f"{f.stage}: {f.kind}" for f in failures).items()))
 
+    def waited(self) -> float:
+        """The share of the time in which the device waited for builds."""
+        spent = {part: sum(t.seconds.get(part, 0.0) for t in self.trials.values())
+                 for part in ("wait", "run")}
+        return spent["wait"] / (sum(spent.values()) or 1.0)
+
     def weight(self, candidate: Candidate) -> tuple[int, int]:
         """Shared memory and registers, which decide among ties."""
         binary = self.binary(candidate)
@@ -276,5 +282,5 @@ class Exploration:
             time.monotonic() - self._start, candidate, trial.outcome if trial else None,
             best, self.best_score() if best else 0.0,
             sum(self.failures().values()), self.resumed, self.explorer.exhaustive,
-            disturbed,
+            disturbed, self.waited(),
         ))

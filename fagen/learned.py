@@ -87,6 +87,7 @@ def _search(place: Place, learned: Learned, found: Exploration) -> dict[str, Any
         "seed": found.budget.seed,
         "workloads": [str(w) for w in found.workloads],
         "failures": found.failures(),
+        "device_waited": round(found.waited(), 3),
     }
     if learned.rounds:
         summary["rounds"] = learned.rounds

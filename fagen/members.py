@@ -76,5 +76,10 @@ class Members:
         number, since = self._seen.get(worker, (_LEFT, 0.0))
         return number != _LEFT and time.monotonic() - since < self._storage.pace.lease
 
+    def count(self) -> int:
+        """Of those that seem to be there, at a first look."""
+        self.observe()
+        return len(self.others())
+
     def others(self) -> list[str]:
         return [w for w in self._seen if w != self.me and self.is_alive(w)]

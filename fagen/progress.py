@@ -95,6 +95,8 @@ def news(event: Event) -> str:
     if shown is not None:
         text += f" {shown.family.name}({shown.family.show(shown.config)})"
     text += f", {event.failures} failed" if event.failures else ""
+    if event.kind == "done" and event.waited:
+        text += f", the device waited for builds {event.waited:.0%} of the time"
     if event.disturbed:
         text += f", {event.disturbed} rounds thrown away: something else used the device"
     return text

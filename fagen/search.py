@@ -111,9 +111,13 @@ def _shared(
     """A shared study belongs to a problem, its workloads and the hardware. All of its workers must
     have the same sources."""
     return Shared(
-        storage, f"{problem}@{target.name}-{_digest(_question(workloads, target))}", outbox,
+        storage, study_name(problem, workloads, target), outbox,
         {"sources": _digest(_sources(problem, target, families, renderer))}, fresh,
     )
+
+
+def study_name(problem: Problem, workloads: Sequence[Workload], target: Target) -> str:
+    return f"{problem}@{target.name}-{_digest(_question(workloads, target))}"
 
 
 def _question(workloads: Sequence[Workload], target: Target) -> dict[str, Any]:

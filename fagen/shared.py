@@ -6,8 +6,9 @@ waits for the database; what is exchanged are claims and outcomes.
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +25,31 @@ from fagen.storage import Storage
 
 def letter(board: Board, key: str, knobs: Knobs, record: Record) -> Letter:
     return {"board": board.name, "key": key, "knobs": knobs, "record": record}
+
+
+class Turns:
+    """In which order a worker takes studies up: first one that nobody is on."""
+
+    def __init__(self, storage: Storage, names: Sequence[str]) -> None:
+        self._storage, self._left = storage, dict(enumerate(names))
+        self._random = random.Random()  # workers that start together should part
+        self._watched: dict[int, Members] = {}
+
+    def __iter__(self) -> Iterator[int]:
+        while self._left:
+            order = self._random.sample(sorted(self._left), len(self._left))
+            least = min(order, key=self._crowd)
+            del self._left[least]
+            yield least
+
+    def _crowd(self, index: int) -> int:
+        try:
+            if index not in self._watched:
+                study = study_id(self._storage, self._left[index])
+                self._watched[index] = Members(self._storage, study)
+            return self._watched[index].count()
+        except Away:
+            return 0
 
 
 class SharedStudy:

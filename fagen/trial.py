@@ -62,3 +62,4 @@ class Event:
     resumed: int = 0  # candidates known from an earlier run
     exhaustive: bool = False
     disturbed: int = 0  # rounds of the final lap thrown away, because of other load
+    waited: float = 0.0  # the share of the time in which the device waited for builds

@@ -35,6 +35,14 @@ Gpu = Annotated[
         help="Index or UUID; 'none' for the host CPU. Default: the first GPU, else the host.",
     ),
 ]
+Gpus = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu", metavar="GPU",
+        help="Index or UUID, several (0,2) or 'all'; 'none' for the host CPU. Default: the first "
+        "GPU, else the host.",
+    ),
+]
 FamilyName = Annotated[
     str | None,
     typer.Option("--family", metavar="NAME", help="Kernel family. Default: the preferred one."),

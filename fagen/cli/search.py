@@ -74,7 +74,7 @@ def tune(
     suite: Suite = None,
     op: Ops = None,
     target: opt.TargetName = None,
-    gpu: opt.Gpu = None,
+    gpu: opt.Gpus = None,
     family: opt.FamilyName = None,
     workload: opt.WorkloadSlug = None,
     batch: opt.Batch = None,
@@ -100,30 +100,49 @@ def tune(
     """Search for the fastest verified kernel and store it.
 
     A run that was stopped goes on where it was. Ctrl-C stores the best found so far. With --storage
-    any number of these commands, on any hosts with the same device, work on one search.
+    any number of these commands, on any hosts with the same device, work on one search; --gpu all
+    runs one for every GPU here.
     """
+    from fagen import crew
     from fagen.budget import Budget
+    from fagen.cli.crew import tune_on_all
+    from fagen.shared import Turns
 
     opt.positive("--jobs", jobs)
     sizes = opt.workload(workload, batch, heads, kv_heads, seqlen, seqlen_kv)
     todo = _jobs(problems or [], spec, hf_config, captured, suite, op, sizes)
     budget = Budget.of(effort, trials=trials, minutes=minutes, seed=seed, patience=patience)
+    store = session.store(tuned)
+    if devices := crew.names(gpu):
+        if fresh:
+            raise UsageError("--fresh does not go with several devices",
+                             "begin anew with one of them, then start them all")
+        given = {"--target": target, "--family": family, "--trials": trials, "--minutes": minutes,
+                 "--effort": effort, "--seed": seed, "--patience": patience, "--tuned": tuned}
+        targets = tune_on_all(todo, devices, storage, jobs, quiet, given)
+        found = [e for wanted in targets for job in todo for e in _stored(store, job, wanted)]
+        return _show(found, store, as_json)
     device, wanted = opt.device_and_target(target, gpu)
     chosen = [opt.families(job.problem, wanted, family) for job in todo]
 
     from fagen.progress import Reporter
+    from fagen.search import study_name
     from fagen.search import tune as search
 
-    journals, store = paths.data() / "journals", session.store(tuned)
+    journals = paths.data() / "journals"
     shared = session.storage(storage) if storage is not None else None
-    found: list[Entry] = []
+    names = [study_name(job.problem, job.workloads, wanted) for job in todo]
+    turns = range(len(todo)) if shared is None else Turns(shared, names)
     with session.pool(device, jobs) as pool, Reporter(quiet) as report:
-        for job, usable in zip(todo, chosen, strict=True):
+        for turn in turns:
             search(
-                job.problem, job.workloads, wanted, usable, pool, store, journals, budget, report,
-                fresh=fresh, driver=device.driver, storage=shared,
+                todo[turn].problem, todo[turn].workloads, wanted, chosen[turn], pool, store,
+                journals, budget, report, fresh=fresh, driver=device.driver, storage=shared,
             )
-            found += _stored(store, job, wanted)
+    _show([entry for job in todo for entry in _stored(store, job, wanted)], store, as_json)
+
+
+def _show(found: list[Entry], store: Store, as_json: bool) -> None:
     if as_json:
         print_json(entries=found, written=sorted({store.path_for(entry) for entry in found}))
         return
