@@ -277,6 +277,11 @@ static void forget() {
     }
   launches.clear();
   arriving.clear();
+  // A process loads hundreds of emulated kernels: each gives back what it does not use.
+  for (char *stack : spare_stacks) munmap(stack, STACK);
+  for (char *memory : spare_memories) munmap(memory, SHARED_END);
+  spare_stacks.clear();
+  spare_memories.clear();
 }
 
 }  // namespace machine
