@@ -115,16 +115,23 @@ def _machine(options: BenchOptions) -> dict[str, Any]:
             facts["isa"] = [f for f in flags if f.startswith(("avx", "fma", "f16c", "amx"))]
         facts["threads"] = torch.get_num_threads()
         return facts
-    query = "name,driver_version,clocks.sm,clocks.max.sm,power.limit"
-    shown = subprocess.run(
-        ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"],
-        capture_output=True, text=True, check=False,
-    )
     facts["gpu"] = torch.cuda.get_device_name()
-    facts["nvidia-smi"] = f"{query}: {shown.stdout.strip()}"
+    facts["nvidia-smi"] = _nvidia_smi("name,driver_version,clocks.sm,clocks.max.sm,power.limit")
     facts["cuda"] = torch.version.cuda
     facts["ceilings"] = _ceilings(options.device)
     return facts
+
+
+def _nvidia_smi(query: str) -> str:
+    """Containers with a GPU may lack the program: no reason to measure nothing."""
+    try:
+        shown = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"],
+            capture_output=True, text=True, check=False, timeout=60,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{query}: {error}"
+    return f"{query}: {shown.stdout.strip()}"
 
 
 def _ceilings(device: str) -> dict[str, float]:

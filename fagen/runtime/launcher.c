@@ -185,6 +185,10 @@ static int check_params(const struct fagen_kernel *kernel, const struct fagen_pa
   for (int tensor = FAGEN_Q; !code && tensor <= last; tensor++)
     code = check_tensor(kernel, p, tensor);
   if (!code && !p->lse) code = fagen_fail(FAGEN_BAD_ARGUMENT, "lse is a null pointer");
+  /* The largest score of a row is the largest product: scale must not turn the order around. */
+  if (!code && !(p->scale >= 0 && isfinite(p->scale)))
+    code = fagen_fail(FAGEN_BAD_ARGUMENT, "scale is %g; it must be finite and not negative",
+                      (double)p->scale);
   return code;
 }
 

@@ -122,3 +122,11 @@ def test_an_unknown_contender_is_refused_before_anything_is_timed() -> None:
     with pytest.raises(UsageError, match="no contender is called fa9 here") as refused:
         run_suite([SMALL], BenchOptions(only=("torch", "fa9")))
     assert "one of: torch, math" in refused.value.hint
+
+
+def test_a_machine_without_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from fagen.benchrun import _nvidia_smi
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "nvidia-smi" in _nvidia_smi("name")

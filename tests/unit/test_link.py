@@ -182,6 +182,8 @@ def _set(path: str, value: object) -> object:
     (_set("v.data", 4097), "v starts at 0x1001, not a multiple of 4 bytes"),
     (_set("q.row_stride", -8), "q: row stride is -8 elements"),
     (_set("o.row_stride", 0), "o: row stride is 0 elements"),
+    (_set("scale", -0.5), "scale is -0.5; it must be finite and not negative"),
+    (_set("scale", math.nan), "scale is nan"),
 ])
 def test_wrong_arguments(library: Library, change: object, says: str) -> None:
     call = Call(2, 4, 2, 5, 3, 8)
