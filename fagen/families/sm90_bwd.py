@@ -121,6 +121,10 @@ class Config:
         notes = 8 * NOTES if noted(problem) else 0
         return kv + q + do + ds + stages_p * 128 * m + staging + rows + barriers + notes
 
+    def post_bytes(self, problem: Problem) -> int:
+        """Shared memory of bwd_post: a tile of dQ, rows apart by the width of the banks."""
+        return 2 * self.block_m * (padded(problem.head_dim) + 8)
+
     def registers(self, problem: Problem) -> int:
         """Accumulators and operands that a consumer holds at its fullest."""
         d, dv = padded(problem.head_dim) // 2, padded(problem.head_dim_v) // 2
@@ -170,7 +174,8 @@ def _plan(candidate: Candidate) -> Plan:
             Step("bwd_pre", ends, ENDS_THREADS),
             Step("bwd_main", blocks, config.threads, config.shared_bytes(problem),
                  overlap=config.overlap, maps=_maps(problem, config)),
-            Step("bwd_post", ends, ENDS_THREADS, overlap=config.overlap),
+            Step("bwd_post", ends, ENDS_THREADS, config.post_bytes(problem),
+                 overlap=config.overlap),
         ),
         regions=(rows, sums, *((turns,) if "deterministic" in problem.features else ())),
     )

@@ -77,10 +77,11 @@ FAGEN_DEVICE int2 dq_place(int i) {
   return make_int2(row + shift.x, column + shift.y);
 }
 
-// dQ = scale * sums, in 16 bits and in order.
-FAGEN_DEVICE void convert(const fagen_params &p) {
-  constexpr int PITCH = D + 8;  // keeps the four banks of a row apart
-  __shared__ __align__(16) uint16_t turned[BLOCK_M * PITCH];
+constexpr int PITCH = D + 8;  // of `turned`, so that the four banks of a row are apart
+constexpr int TURNED_BYTES = 2 * BLOCK_M * PITCH;
+
+// dQ = scale * sums, in 16 bits and in order. `turned` is shared memory.
+FAGEN_DEVICE void convert(const fagen_params &p, uint16_t *turned) {
   const int m = blockIdx.x, head = blockIdx.y, batch = blockIdx.z;
   const float4 *const sums =
       reinterpret_cast<const float4 *>(dq_tile(p, tile_index(p, batch, head, m)));

@@ -106,6 +106,7 @@ FAGEN_DEVICE void key_side(const Consumer &consumer, const TensorMap *dk_map) {
       wgmma_wait<0>();
       pin(dp);
       score_gradients(ds16, p16, dp, consumer.delta(c));
+      __syncwarp();  // lane 0 releases delta for all lanes, which have read it now
       consumer.release_do(c);
     }
     consumer.publish_ds(ds16, c);

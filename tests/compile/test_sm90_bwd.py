@@ -58,6 +58,16 @@ def test_default_compiles_without_spills_or_advice(builder: Builder, slug: str) 
     assert binary.advice == ()
 
 
+def test_a_wide_tile_is_converted_in_more_than_48_kib(builder: Builder) -> None:
+    """What a static array may not have."""
+    candidate = _default("bwd-bf16-d192x64-dense").with_config(
+        roles="split", dq="own", block_m=128, stages_ds=1, dq_columns=64, stages_dq=1)
+    assert FAMILY.broken_rules(candidate) == ()
+    assert BWD.plan(candidate).steps[2].shared_bytes > 48 * 1024
+    binary = builder.build(candidate, Renderer(paths.templates()).render(candidate))
+    assert (binary.spill_bytes, binary.advice) == (0, ())
+
+
 def test_source_rejects_a_plan_that_allocates_otherwise(builder: Builder) -> None:
     candidate = _default("bwd-bf16-d64-dense")
     source = Renderer(paths.templates()).render(candidate)

@@ -219,7 +219,7 @@ BLIND: tuple[tuple[str, Row, Edit], ...] = (
     ("the kernel before has not ended", ("bwd-bf16-d64-dense", {}),
      ("  wait_for_previous_kernel();  // lse and delta are its work\n", "")),
     ("a result converted before it is summed", ("bwd-bf16-d64-dense", {}),
-     ("  wait_for_previous_kernel();\n  convert(p);", "  convert(p);")),
+     ("  wait_for_previous_kernel();\n  convert(p,", "  convert(p,")),
     ("no proxy fence before a product", ("bwd-bf16-d128-causal", {}),
      ("    store_gradients(ds(c), w, ds16);\n    fence_async_shared();\n",
       "    store_gradients(ds(c), w, ds16);\n")),
@@ -239,6 +239,9 @@ BLIND: tuple[tuple[str, Row, Edit], ...] = (
      ("bwd-bf16-d64-dilated-w1-d200-causal+deterministic",
       {"dq": "own", "block_m": 64, "stages_dq": 1, "stages_ds": 1}),
      ("next_key_block(p, pattern, m, n + 1) - n", "1")),
+    ("a lane releases what others still read",
+     ("bwd-bf16-d256-dense", {"stages_q": 2, "stages_do": 1}),
+     ("      __syncwarp();  // lane 0 releases delta", "      // lane 0 releases delta")),
     ("one lane shuffles", ("bwd-bf16-d64-dense", {}),
      ("  int c = 0;\n  find_steps<", "  int c = uniform(0);\n  find_steps<")),
 )
@@ -257,6 +260,24 @@ def test_a_broken_kernel_is_noticed(
 
     with pytest.raises((WrongResult, RunError)):
         under_every_mode()
+
+
+RULES: tuple[tuple[str, Row, Edit], ...] = (
+    ("a block of bwd_main ends before what it loads has arrived",
+     ("bwd-bf16-d64-causal-topleft", {}), ("barrier_wait(shared + V_FULL, 0);", ";")),
+    ("a block of bwd_post never waits for the launch before", ("bwd-bf16-d64-dense", {}),
+     ("  wait_for_previous_kernel();\n  convert(p,", "  convert(p,")),
+    ("a barrier that expects 1048576 bytes", ("fwd-bf16-d64-dense", {}),
+     ("barrier_expect(full, T::bytes);", "barrier_expect(full, 1 << 20);")),
+)
+
+
+@pytest.mark.parametrize(("says", "row", "edit"), RULES, ids=[row[0] for row in RULES])
+def test_a_broken_rule_is_named(
+    emulator: Emulator, checker: Checker, says: str, row: Row, edit: Edit
+) -> None:
+    with pytest.raises(RunError, match=says):
+        check(emulator, checker, row, {case("b1-h1-s64x300"): {"late": 1}}, edit)
 
 
 def test_turns_are_what_makes_it_deterministic(emulator: Emulator, checker: Checker) -> None:

@@ -70,6 +70,7 @@ void launch_dependents() {
 
 void wait_for_launch_before() {
   Running *before = self->block->launch->before;
+  self->block->waited_for_launch_before = true;
   wait_until([&] { return !before || (before->complete() && before->unfinished.empty()); },
              [&] { return text("the launch of %s to end", before->what.kernel->name); });
 }
@@ -146,7 +147,10 @@ void barrier_init(uint32_t at, int arrivals) {
 }
 
 void barrier_arrive(uint32_t at, int64_t expected_bytes) {
+  if (expected_bytes < 0 || expected_bytes >= 1 << 20)
+    fail("a barrier that expects %lld bytes", static_cast<long long>(expected_bytes));
   Barrier &b = barrier_at(*self->block, at);
+  self->arrived = true;
   b.bytes += expected_bytes;
   b.pending--;
   settle(b);

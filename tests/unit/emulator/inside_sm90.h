@@ -10,6 +10,7 @@
 #include <random>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "machine_sm90.h"
@@ -46,6 +47,7 @@ struct Thread {
   ucontext_t context;
   jmp_buf at;
   bool started = false, done = false;
+  bool arrived = false;  // at an mbarrier, and the lanes that follow have not run since
   Wait *wait = nullptr;
   unsigned meetings = 0, switches = 0;
   int registers = 0;
@@ -108,8 +110,9 @@ struct Block {
   NamedBarrier named[16];
   std::unordered_map<int, std::vector<char>> statics;
   int free_registers = 0;
-  int left;  // threads that have not ended
-  bool let_next_launch_start = false;
+  int left;         // threads that have not ended
+  int loading = 0;  // copies to its shared memory that have not arrived
+  bool let_next_launch_start = false, waited_for_launch_before = false;
 };
 
 struct Running {

@@ -152,10 +152,15 @@ static std::unique_ptr<Block> new_block(Running &launch, unsigned number) {
 }
 
 static void end_block(Running &launch, Block &block) {
+  const char *name = launch.what.kernel->name;
+  if (block.loading) fail("a block of %s ends before what it loads has arrived", name);
+  // Else the launch could end, and what waits for it start, with the one before still running.
+  if (launch.before && launch.what.overlap && !block.waited_for_launch_before)
+    fail("a block of %s never waits for the launch before", name);
   for (int i = SHARED_BASE + launch.what.shared_bytes; i < SHARED_END; i++)
     if (block.memory[i] != '\xff')
-      fail("%s wrote byte %d of its %d bytes of shared memory", launch.what.kernel->name,
-           i - SHARED_BASE, launch.what.shared_bytes);
+      fail("%s wrote byte %d of its %d bytes of shared memory", name, i - SHARED_BASE,
+           launch.what.shared_bytes);
   for (Thread &t : block.threads) spare_stacks.push_back(static_cast<char *>(t.context.uc_stack.ss_sp));
   spare_memories.push_back(block.memory);
   launch.ended++;
@@ -179,6 +184,7 @@ static bool can_go_on(const Thread &t) {
   return !t.done && (!t.wait || t.wait->ready(t.wait->data));
 }
 
+// A lane's arrival at an mbarrier says nothing of the other lanes: others run before they do.
 static bool run_warp(Block &block, int warp) {
   bool ran = false, again = true;
   while (again) {
@@ -190,6 +196,7 @@ static bool run_warp(Block &block, int warp) {
       resume(t);
       ran = again = true;
       if (t.done) block.left--;
+      if (std::exchange(t.arrived, false)) return true;
     }
   }
   return ran;

@@ -11,9 +11,13 @@ uint32_t swizzled(uint32_t address, int swizzle) {
   return address ^ (address >> 7 & mask) << 4;
 }
 
-static void later_or_now(std::function<void()> arrive) {
+static void later_or_now(Block *block, std::function<void()> arrive) {
   if (!mode.late && !mode.seed) return arrive();
-  arriving.push_back(std::move(arrive));
+  block->loading++;
+  arriving.push_back([=, arrive = std::move(arrive)] {
+    block->loading--;
+    arrive();
+  });
 }
 
 // Calls visit(offset in the box, address of the 16 bytes in the tensor or null).
@@ -44,7 +48,7 @@ void load_box(uint32_t to, const Map &map, const int (&at)[4], uint32_t barrier)
   check_box(map, to);
   Block *block = self->block;
   const std::array<int, 4> from = {at[0], at[1], at[2], at[3]};
-  later_or_now([=] {
+  later_or_now(block, [=] {
     each_piece(map, {from[0], from[1], from[2], from[3]}, [&](int offset, const char *p, int real) {
       char *piece = shared_of(*block, swizzled(to + offset, map.swizzle), 16);
       memset(piece, 0, 16);
@@ -58,7 +62,7 @@ void load_bytes(uint32_t to, const void *from, int bytes, uint32_t barrier) {
   if (to % 16 || bytes % 16 || reinterpret_cast<uintptr_t>(from) % 16)
     fail("a bulk copy of %d bytes from %p to %u: not multiples of 16", bytes, from, to);
   Block *block = self->block;
-  later_or_now([=] {
+  later_or_now(block, [=] {
     for (int i = 0; i < bytes; i += 16)
       memcpy(shared_of(*block, to + i, 16), static_cast<const char *>(from) + i, 16);
     deliver(*block, barrier, bytes);
