@@ -37,7 +37,7 @@ class ForwardConfig:
     stages: int = knob(2, 3, 4, default=2, says="buffers for K, and as many for V")
     q_buffers: int = knob(1, 2, default=1, says="2 loads the next tile's queries early")
     softmax: str = knob(
-        "lazy", "anchored", "exact", default="lazy", enum="Softmax",
+        "lazy", "anchored", "exact", default="anchored", enum="Softmax",
         says="how closely the row maximum is followed; all are exact in the end",
     )
     ping_pong: bool = knob(True, False, default=True, says="warpgroups issue products in turns")

@@ -51,6 +51,7 @@ __device__ __forceinline__ void dq_pass(const fagen_params &p, uint32_t q_tile) 
   TileCopy<BLOCK_M, HEAD_DIM_V, DQ_THREADS>::load(
       do_tile, head_of(p.dout, in.z, in.y) + in.q0 * p.dout.row_stride, p.dout.row_stride,
       in.q1 - in.q0, in.thread);
+  cp_async_commit();  // also where no key is seen: only what was committed can be waited for
 
   float dq[1][2 * STEPS][4];
   clear(dq);
