@@ -112,8 +112,8 @@ def _packed_long() -> tuple[Case, ...]:
         _case("b40-h6x1-s127-t1000", layout="bshd", dlse=True),
         _case("b3-h2-s64x1-t150x2", layout="padded"),
         _case("b16-h2-s257x512-t1500", "large", dlse=True),
-        _case("b6-h2x1-s161x290-t300x1000", "falling"),
-        _case("b6-h2x1-s161x290-t300x1000", "huge_last"),
+        _case("b4-h2x1-s161x290-t500x1000", "falling"),
+        _case("b4-h2x1-s161x290-t500x1000", "huge_last"),
     )
 
 

@@ -23,6 +23,7 @@ from fagen.patterns import StaticPattern
 from fagen.pieces import Group, Pieces
 
 TILE_ROWS = 64
+_LEAST_ROWS = 16  # of a last tile: the largest error of a few rows says little
 _CHUNK_ELEMENTS = 1 << 24  # scores held at once
 _EPS = 2.0**-23
 _OFF_THE_MAXIMUM = 0.3
@@ -170,10 +171,14 @@ def difference(got: Tensor, want: Tensor, name: str) -> Tensor:
 
 
 def tiles(x: Tensor) -> Tensor:
-    """Largest element in each tile of 64 rows: [heads, rows(, dim)] -> [heads, tiles]."""
+    """Largest element in each tile of 64 rows: [heads, rows(, dim)] -> [heads, tiles]. A last one
+    of a few rows joins the tile before it."""
     rows = x if x.dim() == 2 else x.amax(-1)
     padded = torch.nn.functional.pad(rows, (0, -rows.shape[1] % TILE_ROWS))
-    return padded.view(len(x), padded.shape[1] // TILE_ROWS, TILE_ROWS).amax(-1)
+    found = padded.view(len(x), padded.shape[1] // TILE_ROWS, TILE_ROWS).amax(-1)
+    if found.shape[1] < 2 or not 0 < rows.shape[1] % TILE_ROWS < _LEAST_ROWS:
+        return found
+    return torch.cat((found[:, :-2], found[:, -2:].amax(-1, keepdim=True)), 1)
 
 
 class Solver:

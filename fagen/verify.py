@@ -169,7 +169,8 @@ class _Miss:
 
     def __str__(self) -> str:
         head, tile = divmod(int(self.share.argmax()), self.share.shape[1])
-        rows = slice(tile * TILE_ROWS, (tile + 1) * TILE_ROWS)
+        last = tile + 1 == self.share.shape[1]
+        rows = slice(tile * TILE_ROWS, None if last else (tile + 1) * TILE_ROWS)
         inside = self.error[head, rows]
         at = [int(i) for i in torch.unravel_index(inside.argmax(), inside.shape)]
         at[0] += rows.start

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from fagen.families.base import SEPARATE, Family, Kernel, Plan, Rule, knob
+from fagen.families.base import Family, Kernel, Plan, Rule, knob
 from fagen.model import Candidate, Problem, Target, Workload
 
 BASELINE = frozenset({"avx2", "f16c", "fma"})
@@ -87,7 +87,6 @@ DOT_RULE = Rule(
 )
 
 FORWARD_RULES = (
-    SEPARATE,
     DOT_RULE,
     Rule("the micro-tiles fit in the vector registers",
          lambda c: _fits(c, c.config.q_vectors, c.config.qk_rows, c.config.pv_rows)),
@@ -99,7 +98,6 @@ FORWARD_RULES = (
 )
 
 BACKWARD_RULES = (
-    SEPARATE,
     DOT_RULE,
     Rule("the query micro-tiles fit in the vector registers",
          lambda c: _fits(c, c.config.q_vectors, c.config.qk_rows, c.config.dq_rows)),
@@ -139,19 +137,19 @@ def _forward_bytes(c: Candidate, w: Workload) -> int:
     """q and o once; every block of queries reads the keys and values that it keeps."""
     p, config = c.problem, c.config
     rows: int = config.panels * config.q_vectors * lanes(c.target)
-    q = w.batch * w.heads * w.seqlen_q * (p.head_dim + p.head_dim_v) * p.element_bytes
+    q = w.heads * w.rows_q * (p.head_dim + p.head_dim_v) * p.element_bytes
     kv = w.kept(p) // rows * (p.head_dim + p.head_dim_v) * p.element_bytes
-    return q + kv + 4 * w.batch * w.heads * w.seqlen_q
+    return q + kv + 4 * w.heads * w.rows_q
 
 
 def _backward_bytes(c: Candidate, w: Workload) -> int:
     """k, v, dk, dv once; every chunk of keys reads q, o, dout and adds to an fp32 dq."""
     p = c.problem
     chunk: int = min(c.config.block_kv, w.seqlen_kv)
-    kv = 2 * w.batch * w.kv_heads * w.seqlen_kv * (p.head_dim + p.head_dim_v) * p.element_bytes
+    kv = 2 * w.kv_heads * w.rows_kv * (p.head_dim + p.head_dim_v) * p.element_bytes
     rows = w.kept(p) // chunk  # query rows, once per chunk
     per_row = (p.head_dim + 2 * p.head_dim_v) * p.element_bytes + 8 * p.head_dim + 4
-    dq = w.batch * w.heads * w.seqlen_q * p.head_dim * (p.element_bytes + 4)
+    dq = w.heads * w.rows_q * p.head_dim * (p.element_bytes + 4)
     return kv + rows * per_row + dq
 
 

@@ -27,12 +27,6 @@ struct Element<FAGEN_FP32> {
   }
 };
 
-// The first element of one head.
-template <class T>
-FAGEN_INLINE T *head_of(const fagen_view &view, int batch, int head) {
-  return (T *)view.data + batch * view.batch_stride + head * view.head_stride;
-}
-
 constexpr int padded(int n) { return (n + LANES - 1) / LANES * LANES; }
 
 // Up to LANES elements; the rest of the vector is zero.

@@ -29,7 +29,8 @@ DRAWS = 2000
 
 
 def sampled() -> list[str]:
-    """Every op with every dtype with every band, every head dimension, and every named pattern."""
+    """Every op with every dtype with every band, every head dimension, and every named pattern;
+    packed sequences of every band."""
     slugs = []
     combinations = itertools.product(PATTERNS, DTYPES, OPS)
     for i, (pattern, dtype, op) in enumerate(combinations):
@@ -39,6 +40,9 @@ def sampled() -> list[str]:
         slugs.append(f"{op}-{DTYPES[i % 3]}-d{dims}-{PATTERNS[i % 4]}")
     for i, (pattern, op) in enumerate(itertools.product(NAMED, OPS)):
         slugs.append(f"{op}-{DTYPES[i % 3]}-d{(64, 40, 128)[i % 3]}-{pattern}")
+    for i, (pattern, op) in enumerate(itertools.product((*PATTERNS, NAMED[1]), OPS)):
+        slugs.append(f"{op}-{DTYPES[i % 3]}-d{(64, 40, 128, 72)[i % 4]}-{pattern}+varlen")
+    slugs += [f"bwd-{dtype}-d64-causal+deterministic+varlen" for dtype in DTYPES]
     slugs += [f"bwd-{dtype}-d{dim}-causal+deterministic" for dtype in DTYPES for dim in (64, 128)]
     return slugs
 

@@ -239,8 +239,11 @@ def test_difference_and_tiles():
     want = torch.tensor([1.5, nan, 0.0, inf, -inf, -inf, inf])
     assert difference(got, want, "o").tolist() == [0.5, 0, inf, 0, inf, 0, inf]
     assert difference(torch.tensor([nan]), torch.tensor([inf]), "lse").tolist() == [0]
-    x = torch.arange(2 * 65 * 3.0).view(2, 65, 3)
-    assert tiles(x).tolist() == [[191, 194], [386, 389]]
+    x = torch.arange(2 * 80 * 3.0).view(2, 80, 3)
+    assert tiles(x).tolist() == [[191, 239], [431, 479]]
+    assert tiles(x[:, :79]).tolist() == [[236], [476]]  # 15 rows are too few for a tile
+    assert tiles(x[:, :5]).tolist() == [[14], [254]]
+    assert tiles(x[:, :0]).shape == (2, 0)
 
 
 def test_guards_keep_their_bytes_through_fills_of_every_layout():

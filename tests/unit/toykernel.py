@@ -48,7 +48,7 @@ static Head kv_rows(const Sequence &s, const fagen_view &t, int h) {
 
 static void forward(const fagen_params *p, const Sequence &s, int h) {
   const int hk = h / (p->heads / p->kv_heads);
-  const Pattern pattern(s.lengths());
+  const Pattern pattern = s.pattern<Pattern>(h);
   const Head q = q_rows(s, p->q, h), o = q_rows(s, p->o, h);
   const Head k = kv_rows(s, p->k, hk), v = kv_rows(s, p->v, hk);
   for (int i = 0; i < s.seqlen_q(); i++) {
@@ -71,7 +71,7 @@ static void forward(const fagen_params *p, const Sequence &s, int h) {
 
 static void backward(const fagen_params *p, const Sequence &s, int hk) {
   const int group = p->heads / p->kv_heads;
-  const Pattern pattern(s.lengths());
+  const Pattern pattern = s.pattern<Pattern>(hk * group);
   const Head k = kv_rows(s, p->k, hk), v = kv_rows(s, p->v, hk);
   const Head dk = kv_rows(s, p->dk, hk), dv = kv_rows(s, p->dv, hk);
   for (int j = 0; j < s.seqlen_kv(); j++) {
