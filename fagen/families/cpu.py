@@ -17,7 +17,7 @@ BASELINE = frozenset({"avx2", "f16c", "fma"})
 @dataclass(frozen=True)
 class CpuForward:
     q_vectors: int = knob(1, 2, 3, 4, default=4, says="vectors of query rows in a panel")
-    panels: int = knob(1, 2, 4, default=1, says="panels in a task, sharing each tile of k and v")
+    panels: int = knob(1, 2, 4, 8, default=1, says="panels in a task, sharing each tile of k and v")
     block_n: int = knob(32, 48, 64, 96, 128, 192, default=96, says="keys in one softmax step")
     qk_rows: int = knob(4, 6, 8, 12, default=6, says="keys in the micro-tile of K Q^T")
     pv_rows: int = knob(4, 6, 8, 12, default=6, says="dimensions in the micro-tile of V^T P^T")

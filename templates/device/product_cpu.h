@@ -61,15 +61,10 @@ FAGEN_INLINE void store_pairs(void *to, Vec first, Vec second) {
   memcpy(to, &pairs, sizeof pairs);
 }
 
-// init(i, j) gives the sum's start; done(i, j, sum) takes the result, vector by vector.
-template <int ROWS, int VECTORS, class T, class Init, class Done>
-FAGEN_INLINE void block_product(Operand<T> a, const float *b, int64_t b_step, int steps, Init init,
-                                Done done) {
-  Vec sum[ROWS][VECTORS];
-#pragma GCC unroll 64
-  for (int i = 0; i < ROWS; ++i)
-#pragma GCC unroll 64
-    for (int j = 0; j < VECTORS; ++j) sum[i][j] = init(i, j);
+// sum[i][j] += the products above.
+template <int ROWS, int VECTORS, class T>
+FAGEN_INLINE void add_products(Vec (&sum)[ROWS][VECTORS], Operand<T> a, const float *b,
+                               int64_t b_step, int steps) {
 #pragma GCC unroll UNROLL
   for (int t = 0; t < steps; ++t) {
     Vec row[VECTORS];
@@ -82,6 +77,18 @@ FAGEN_INLINE void block_product(Operand<T> a, const float *b, int64_t b_step, in
       for (int j = 0; j < VECTORS; ++j) sum[i][j] = multiply_add(x, row[j], sum[i][j]);
     }
   }
+}
+
+// init(i, j) gives the sum's start; done(i, j, sum) takes the result, vector by vector.
+template <int ROWS, int VECTORS, class T, class Init, class Done>
+FAGEN_INLINE void block_product(Operand<T> a, const float *b, int64_t b_step, int steps, Init init,
+                                Done done) {
+  Vec sum[ROWS][VECTORS];
+#pragma GCC unroll 64
+  for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 64
+    for (int j = 0; j < VECTORS; ++j) sum[i][j] = init(i, j);
+  add_products(sum, a, b, b_step, steps);
 #pragma GCC unroll 64
   for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 64

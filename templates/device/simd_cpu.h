@@ -40,6 +40,12 @@ FAGEN_INLINE bool any_nan(Vec v) {
   return any;
 }
 
+FAGEN_INLINE bool all_of(IntVec condition) {
+  int all = -1;
+  for (int i = 0; i < LANES; ++i) all &= condition[i];
+  return all != 0;
+}
+
 // max_nan(a, b) is b when either is NaN: what is compared last survives.
 #ifdef __AVX512F__
 FAGEN_INLINE Vec max_nan(Vec a, Vec b) { return _mm512_max_ps(a, b); }
@@ -71,11 +77,11 @@ constexpr float EXP2_EXACT[] = {6.931470036506653e-1f, 2.402224242687225e-1f,
 constexpr float EXP2_SHORT[] = {6.931241750717163e-1f, 2.402409911155701e-1f,
                                 5.590642616152763e-2f, 9.582852944731712e-3f};
 
+// For x above -inf, or where NaN will do.
 template <bool EXACT>
-FAGEN_INLINE Vec exp2_of(Vec x) {
-  const Vec y = max_nan(splat(-1000.0f), x);
-  const Vec whole = round_even(y);
-  const Vec part = y - whole;
+FAGEN_INLINE Vec exp2_finite(Vec x) {
+  const Vec whole = round_even(x);
+  const Vec part = x - whole;
   Vec p;
   if constexpr (EXACT) {
     p = part * EXP2_EXACT[4] + EXP2_EXACT[3];
@@ -91,10 +97,15 @@ FAGEN_INLINE Vec exp2_of(Vec x) {
 #ifdef __AVX512F__
   return _mm512_scalef_ps(p, whole);
 #else
-  // Adding to the exponent bits: below 2^-126 there is nothing to add to, the result is 0.
+  // Adding to the exponent bits: beyond their range the result is 0 or inf.
   const Vec power = (Vec)((IntVec)p + ((IntVec)_mm256_cvtps_epi32(whole) << 23));
-  return x < -126.0f ? Vec{} : power;
+  return x < -126.0f ? Vec{} : x > 127.0f ? splat(INFINITY_F) : power;
 #endif
+}
+
+template <bool EXACT>
+FAGEN_INLINE Vec exp2_of(Vec x) {
+  return exp2_finite<EXACT>(max_nan(splat(-1000.0f), x));
 }
 
 #endif

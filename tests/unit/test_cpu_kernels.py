@@ -227,6 +227,20 @@ def test_large_logits(harness: Harness, target: str, scale: float) -> None:
     assert all(got[name].isfinite().all() for name in ("dq", "dk"))
 
 
+@pytest.mark.parametrize("target", sorted({BEST, LEAST}))
+@pytest.mark.parametrize("slug", ["fp32-d32-causal", "bf16-d32-dense"])
+@pytest.mark.parametrize("rise", [60.0, -60.0])
+def test_scores_that_run_away(harness: Harness, target: str, slug: str, rise: float) -> None:
+    """Scores that keep rising (or falling) by far more than a tile's P can hold."""
+    fwd, bwd = both(slug, target)
+    n = Sizes(1, 2, 1, 140, 700)
+    x = make_inputs(fwd.problem, n)
+    x["q"][..., 0] = 1.0
+    x["k"][..., 0] = (rise * torch.arange(n.seqlen_kv) / 50).to(x["k"].dtype)
+    got = run(harness, fwd, bwd, x, n, 1.0)
+    check(fwd.problem, {name: got[name] for name in ("o", "lse")}, x, 1.0)
+
+
 SPECIAL = ("fp32-d64-causal", "bf16-d64-causal", "fp16-d40-causal")
 
 
