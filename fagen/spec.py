@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,13 +85,22 @@ def _made(line: int, make: Callable[[str], Noun], text: str) -> Noun:
 
 
 def from_suite(name: str, ops: Sequence[str] = OPS) -> tuple[Job, ...]:
-    """One job per problem of the suite, with the sizes that the suite times it at."""
+    """One job per problem of the suite, with the sizes that the suite times it at. Every size
+    counts alike, as in a mean of ratios: its weight is the inverse of its work."""
     sizes: dict[Problem, dict[Workload, None]] = {}
     for cell in suites.suite(name):
         for problem in cell.problems:
             if problem.op in ops:
                 sizes.setdefault(problem, {})[cell.workload] = None
-    return tuple(Job(problem, tuple(sizes[problem])) for problem in sorted(sizes))
+    return tuple(Job(problem, _alike(problem, tuple(sizes[problem]))) for problem in sorted(sizes))
+
+
+def _alike(problem: Problem, sizes: tuple[Workload, ...]) -> tuple[Workload, ...]:
+    work = [size.flops(problem) for size in sizes]
+    return tuple(
+        replace(size, weight=round(max(work) / flops, 3))
+        for size, flops in zip(sizes, work, strict=True)
+    )
 
 
 # --- captured ----------------------------------------------------------------------------------

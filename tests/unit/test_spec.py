@@ -131,6 +131,8 @@ def test_a_suite_is_tuned_at_the_sizes_it_is_timed_at() -> None:
         f"b{16384 // s}-h{2048 // jobs[0].problem.head_dim}-s{s}" for s in
         (512, 1024, 2048, 4096, 8192, 16384)
     ]
+    dense = next(j for j in jobs if str(j.problem) == "fwd-bf16-d64-dense")
+    assert [w.weight for w in dense.workloads] == [32, 16, 8, 4, 2, 1]
     # Forward + backward needs both kernels, once.
     both = from_suite("cpu-core")
     assert {j.problem.op for j in both if j.problem.dtype == "fp32"} == {"fwd", "bwd"}
