@@ -14,6 +14,7 @@ from fagen.families.base import FACTORS, TENSORS, Plan, Product, Region, Step, T
 from fagen.model import DTYPES, OPS, Binary, Candidate, Source, Workload
 from fagen.render import symbol
 
+_READS = ("", "blocks", "runs")  # enum fagen_mask_kind
 _MOST = {"regions": 4, "steps": 4, "maps": 8, "factors": 5}  # the arrays of fagen_plan.h
 
 
@@ -84,6 +85,7 @@ def _kernel(i: int, part: Part) -> str:
         "head_dim": problem.head_dim,
         "head_dim_v": problem.head_dim_v,
         "varlen": int("varlen" in problem.features),
+        "mask": _READS.index(problem.pattern.reads),
         "tuned": _sizes(part),
         "region_count": len(plan.regions),
         "step_count": len(plan.steps),

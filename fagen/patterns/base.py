@@ -44,6 +44,7 @@ class Pattern(ABC):
     header: ClassVar[str]  # under templates/
     interval: ClassVar[bool] = False  # is every row one run of keys?
     is_data: ClassVar[bool] = False  # does the mask come with the call? (patterns/data.py)
+    reads: ClassVar[str] = ""  # of such a mask: blocks or runs
     # The query's position reaches no further than this to either side.
     left: int = UNBOUNDED
     right: int = UNBOUNDED

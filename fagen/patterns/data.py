@@ -58,6 +58,7 @@ class BlockLists(DataPattern):
     block_kv: int = 128
 
     header = "patterns/lists.h"
+    reads: ClassVar[str] = "blocks"
 
     def __str__(self) -> str:
         size = f"{self.block_q}" + f"x{self.block_kv}" * (self.block_kv != self.block_q)
@@ -122,6 +123,7 @@ class Documents(DataPattern):
     """Documents one after another, each of which sees itself only."""
 
     header = "patterns/documents.h"
+    reads: ClassVar[str] = "runs"
     interval: ClassVar[bool] = True
 
     def __str__(self) -> str:

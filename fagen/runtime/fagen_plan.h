@@ -49,6 +49,8 @@ struct fagen_region { struct fagen_product bytes; int32_t zero; };
 /* The sizes a kernel was tuned for; all 0 when it was not. Packed sequences: their mean lengths. */
 struct fagen_sizes { int32_t batch, heads, kv_heads, seqlen_q, seqlen_kv; };
 
+enum fagen_mask_kind { FAGEN_NO_MASK = 0, FAGEN_BLOCKS = 1, FAGEN_RUNS = 2 };
+
 enum fagen_op { FAGEN_FWD = 0, FAGEN_BWD = 1 };
 
 /* One kernel of a package. `entry` for a host kernel, `image` for a cubin. */
@@ -64,6 +66,7 @@ struct fagen_kernel {
   int32_t sm_count;      /* of the GPU it was tuned on; 0 for the host */
   int32_t op, dtype, head_dim, head_dim_v;      /* enum fagen_op, enum fagen_dtype */
   int32_t varlen;        /* 1: sequences are packed, see fagen_params */
+  int32_t mask;          /* enum fagen_mask_kind: what it reads of fagen_params.mask */
   struct fagen_sizes tuned;
   int32_t region_count, step_count;
   struct fagen_region region[4];

@@ -178,9 +178,33 @@ static int check_packing(const struct fagen_kernel *kernel, const struct fagen_p
   return code ? code : check_offsets(kernel, p, "cu_kv", p->cu_kv, p->total_kv, p->seqlen_kv);
 }
 
+/* What the arrays of a mask say cannot be checked here, only that they are there. */
+static int check_mask(const struct fagen_kernel *kernel, const struct fagen_params *p) {
+  const struct fagen_mask *mask = &p->mask;
+  const int backward = kernel->op == FAGEN_BWD;
+  const char *missing = NULL;
+  if (kernel->mask == FAGEN_NO_MASK) return FAGEN_OK;
+  if (kernel->mask == FAGEN_BLOCKS)
+    missing = !mask->by_query.cells               ? "by_query.cells"
+              : backward && !mask->by_key.cells ? "by_key.cells"
+                                                  : NULL;
+  else
+    missing = !mask->queries ? "queries" : backward && !mask->keys ? "keys" : NULL;
+  if (missing)
+    return fagen_fail(FAGEN_BAD_ARGUMENT, "%s needs mask.%s, which is null", kernel->problem,
+                      missing);
+  if ((mask->batches != 1 && mask->batches != p->batch) ||
+      (mask->heads != 1 && mask->heads != p->heads))
+    return fagen_fail(FAGEN_BAD_ARGUMENT,
+                      "the mask is for %d batches and %d heads; 1 or %d, and 1 or %d are possible",
+                      mask->batches, mask->heads, p->batch, p->heads);
+  return FAGEN_OK;
+}
+
 static int check_params(const struct fagen_kernel *kernel, const struct fagen_params *p) {
   int code = check_sizes(kernel, p);
   if (!code) code = check_packing(kernel, p);
+  if (!code) code = check_mask(kernel, p);
   const int last = kernel->op == FAGEN_FWD ? FAGEN_O : FAGEN_DV;
   for (int tensor = FAGEN_Q; !code && tensor <= last; tensor++)
     code = check_tensor(kernel, p, tensor);

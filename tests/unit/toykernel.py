@@ -71,7 +71,6 @@ static void forward(const fagen_params *p, const Sequence &s, int h) {
 
 static void backward(const fagen_params *p, const Sequence &s, int hk) {
   const int group = p->heads / p->kv_heads;
-  const Pattern pattern = s.pattern<Pattern>(hk * group);
   const Head k = kv_rows(s, p->k, hk), v = kv_rows(s, p->v, hk);
   const Head dk = kv_rows(s, p->dk, hk), dv = kv_rows(s, p->dv, hk);
   for (int j = 0; j < s.seqlen_kv(); j++) {
@@ -79,6 +78,7 @@ static void backward(const fagen_params *p, const Sequence &s, int hk) {
     for (int d = 0; d < DV; d++) dv[j][d] = 0;
   }
   for (int h = hk * group; h < (hk + 1) * group; h++) {
+    const Pattern pattern = s.pattern<Pattern>(h);
     const Head q = q_rows(s, p->q, h), o = q_rows(s, p->o, h);
     const Head dout = q_rows(s, p->dout, h), dq = q_rows(s, p->dq, h);
     for (int i = 0; i < s.seqlen_q(); i++) {

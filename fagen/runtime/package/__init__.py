@@ -2,7 +2,9 @@
 
 from .activation import activate
 from .attention import attention, scaled_dot_product_attention
+from .blockmask import BlockSparseMask
 from .compat import flash_attn_func, replacing_sdpa
+from .documents import DocumentMask
 from .errors import AttentionError, BadArgument, BadType, KernelError, NoKernel, PackageError
 from .fallback import fell_back
 from .huggingface import register_with_transformers
@@ -15,6 +17,8 @@ __all__ = [
     "AttentionError",
     "BadArgument",
     "BadType",
+    "BlockSparseMask",
+    "DocumentMask",
     "KernelError",
     "NoKernel",
     "PackageError",

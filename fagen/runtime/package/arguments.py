@@ -16,6 +16,7 @@ _LAYOUTS = ("bhsd", "bshd")
 _FALLBACKS = (None, "sdpa")
 _NAME = re.compile(r"[a-z0-9-]{1,100}")
 _WINDOW = re.compile(r"window(\d{1,9})(?:x(\d{1,9}))?", re.ASCII)
+OF_THE_CALL = re.compile(r"(?:blocks(\d+)(?:x(\d+))?|documents)(-causal)?", re.ASCII)
 _BANDS = {
     "dense": Pattern(),
     "causal": Pattern(right=0),
@@ -44,6 +45,9 @@ def pattern_of(causal: Any, window: Any, pattern: Any) -> Pattern:
         raise BadType(f"pattern is {pattern!r}; a name is expected, see kernels()")
     if not _NAME.fullmatch(pattern):
         raise BadArgument(f"pattern is {pattern!r}; see kernels() for those inside")
+    if OF_THE_CALL.fullmatch(pattern):
+        raise BadArgument(f"the pattern {pattern} is what its mask says; pass mask=, a "
+                          "BlockSparseMask or a DocumentMask")
     window_of = _WINDOW.fullmatch(pattern)
     if window_of:
         return Pattern(int(window_of[1]), int(window_of[2] or 0))

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as torchs
 
-from . import arguments, fallback
-from .errors import NoKernel
+from . import arguments, fallback, maskops
+from .errors import BadArgument, NoKernel
 from .launch import Options
 from .ops import is_plain, wants_gradient
 from .plan import Plan
@@ -55,6 +55,7 @@ def attention(
     deterministic: bool = False,
     return_lse: bool = False,
     fallback: str | None = None,
+    mask: maskops.Mask | None = None,
 ) -> Any:
     """softmax(q k^T * scale) v, exactly, without the matrix of scores in memory.
 
@@ -67,7 +68,8 @@ def attention(
     They differ only where seqlen_q and seqlen_kv do. ``window=(left, right)`` keeps that many keys
     on either side of the (bottom-right) diagonal; ``window=left`` means (left, 0).
     ``pattern`` names one that is compiled into kernels of this package instead, for example
-    ``"longformer-w256-g64"``; ``kernels()`` lists them.
+    ``"longformer-w256-g64"``; ``kernels()`` lists them. ``mask``, a ``BlockSparseMask`` or a
+    ``DocumentMask``, says instead of them which scores stay.
 
     Returns the output, and with ``return_lse`` also the natural log-sum-exp of each row's scores,
     fp32 [batch, heads, seqlen_q]; both are differentiable. A row that attends to nothing gives 0
@@ -80,7 +82,10 @@ def attention(
     asked = (causal, window, pattern, scale, layout, deterministic, return_lse, fallback)
     if _any_autocast():
         q, k, v = autocast(q, k, v)
-    out, lse = _remembered(q, k, v, asked, _work)(q, k, v)
+    if mask is None:
+        out, lse = _remembered(q, k, v, asked, _work)(q, k, v)
+    else:
+        out, lse = _masked(q, k, v, mask, Asked(*asked))
     return (out, lse) if return_lse else out
 
 
@@ -154,6 +159,16 @@ def _work(q: Tensor, k: Tensor, v: Tensor, given: tuple[Any, ...]) -> Work:
     rows_first = asked.layout == "bshd" or q.stride(1) < q.stride(2)
     options = Options(*pattern, scale, rows_first, deterministic)
     return _ours(*tensors, options, asked.layout, asked.return_lse)
+
+
+def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Any, asked: Asked) -> tuple[Tensor, Tensor]:
+    arguments.check_options(asked.layout, asked.fallback, asked.deterministic, asked.return_lse)
+    if asked.causal is not False or asked.window is not None or asked.pattern is not None:
+        raise BadArgument("mask is given, and causal, window or pattern as well; it says it all")
+    return maskops.attend(
+        q, k, v, mask, scale=asked.scale, layout=asked.layout, deterministic=asked.deterministic,
+        may_fall_back=bool(asked.fallback), with_lse=asked.return_lse,
+    )
 
 
 def _sdpa_work(q: Tensor, k: Tensor, v: Tensor, asked: tuple[Any, ...]) -> Work:

@@ -59,9 +59,12 @@ setattr(_compiled_in, "_dynamo_marked_constant", True)  # noqa: B010
 
 
 def textbook(
-    q: Tensor, k: Tensor, v: Tensor, *, reason: str, pattern: Pattern, scale: float, with_lse: bool
+    q: Tensor, k: Tensor, v: Tensor, *, reason: str, pattern: Pattern, scale: float,
+    with_lse: bool, keep: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """torch's own function where it can say the same, else the formula; differentiable by torch.
+
+    ``keep`` is the mask where the pattern's name does not say it, [batch, heads, queries, keys].
 
     The log-sum-exp is only right ``with_lse``.
     """
@@ -75,13 +78,14 @@ def textbook(
         out = torchs(q, k, v, is_causal=is_causal, scale=scale)
         return out, out.new_empty(0)
     exact = torch.promote_types(q.dtype, torch.float32)
-    keep = mask(pattern, q.shape[2], k.shape[2], q.device)
+    if keep is None:
+        keep = mask(pattern, q.shape[2], k.shape[2], q.device)
     scores = (q.to(exact) @ k.to(exact).mT * scale).masked_fill(~keep, -math.inf)
-    seen = keep.any(-1)[:, None]
+    seen = keep.any(-1, keepdim=True)
     # A row that sees nothing takes part as a row of zeros, so that no gradient is nan.
     scores = scores.masked_fill(~seen, 0)
     out = (scores.softmax(-1).masked_fill(~seen, 0) @ v.to(exact)).to(q.dtype)
-    lse = scores.logsumexp(-1).masked_fill(~seen[:, 0], -math.inf)
+    lse = scores.logsumexp(-1).masked_fill(~seen[..., 0], -math.inf)
     return out, lse if exact is torch.float64 else lse.to(torch.float32)
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .library import kernels, pack, run
+from .library import NO_MASK, kernels, pack, run
 from .selection import Call, Choice, Pattern, choose
 
 ALIGNMENT = 16  # bytes, for CUDA kernels
@@ -66,7 +66,8 @@ def dense(
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, options: Options, choice: Choice | None
+    q: Tensor, k: Tensor, v: Tensor, options: Options, choice: Choice | None,
+    mask: tuple[int, ...] = NO_MASK,
 ) -> tuple[Tensor, Tensor]:
     batch, heads, seqlen_q, _ = q.shape
     _, kv_heads, seqlen_kv, head_dim_v = v.shape
@@ -77,13 +78,13 @@ def forward(
     (q, q_), (k, k_), (v, v_) = _read(q), _read(k), _read(v)
     sizes = batch, heads, kv_heads, seqlen_q, seqlen_kv
     views = (*q_, *k_, *v_, *_view(out))
-    start(q, choice, pack(views, lse.data_ptr(), 0, sizes, options.scale))
+    start(q, choice, pack(views, lse.data_ptr(), 0, sizes, options.scale, mask=mask))
     return out, lse
 
 
 def backward(
     dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-    options: Options, choice: Choice | None,
+    options: Options, choice: Choice | None, mask: tuple[int, ...] = NO_MASK,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, heads, seqlen_q, head_dim = q.shape
     _, kv_heads, seqlen_kv, head_dim_v = v.shape
@@ -99,7 +100,8 @@ def backward(
     views = (*q_, *k_, *v_, *out_, *dout_, *_view(dq), *_view(dk), *_view(dv))
     sizes = batch, heads, kv_heads, seqlen_q, seqlen_kv
     dlse_address = 0 if dlse is None else dlse.data_ptr()
-    start(q, choice, pack(views, lse.data_ptr(), dlse_address, sizes, options.scale))
+    start(q, choice, pack(
+        views, lse.data_ptr(), dlse_address, sizes, options.scale, mask=mask))
     return dq, dk, dv
 
 

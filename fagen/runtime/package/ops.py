@@ -15,16 +15,16 @@ from . import launch
 from .launch import Options
 
 NAMESPACE = __name__.rpartition(".")[0].replace(".", "_")
-_OPTIONS = (
+OPTIONS = (
     "int left, int right, bool top_left, str name, float scale, bool rows_first, "
     "bool deterministic"
 )
 registry: Any = torch.library  # parts of it are untyped
 library = registry.Library(NAMESPACE, "DEF")
-library.define(f"fwd(Tensor q, Tensor k, Tensor v, {_OPTIONS}) -> (Tensor, Tensor)")
+library.define(f"fwd(Tensor q, Tensor k, Tensor v, {OPTIONS}) -> (Tensor, Tensor)")
 library.define(
     "bwd(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
-    f"{_OPTIONS}) -> (Tensor, Tensor, Tensor)"
+    f"{OPTIONS}) -> (Tensor, Tensor, Tensor)"
 )
 FWD = getattr(torch.ops, NAMESPACE).fwd.default
 BWD = getattr(torch.ops, NAMESPACE).bwd.default
