@@ -8,8 +8,9 @@ N x N matrix of all heads ever exists.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,7 @@ class Arithmetic:
 
     compute: torch.dtype
     storage: torch.dtype | None = None  # None: no rounding
+    late: bool = False  # dS is made from P before P is rounded
 
     def of(self, x: Tensor) -> Tensor:
         return x.to(self.compute)
@@ -49,8 +51,8 @@ EXACT = Arithmetic(torch.float64)
 FAST = Arithmetic(torch.float32)  # what feeds heads that are run and not compared
 
 
-def plain(storage: torch.dtype) -> Arithmetic:
-    return Arithmetic(torch.float32, None if storage is torch.float32 else storage)
+def plain(storage: torch.dtype, late: bool = False) -> Arithmetic:
+    return Arithmetic(torch.float32, None if storage is torch.float32 else storage, late)
 
 
 class Mask:
@@ -146,11 +148,12 @@ def backward(
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     largest = 0.0
     for rows in row_chunks(q.shape[0], q.shape[1], k.shape[0]) if k.numel() else ():
-        # Rounded before dS is made from it: not every kernel can hold it in fp32 until then.
-        p = math_.rounded(probabilities(scores(q, k, mask, rows, scale), lse[:, rows]))
+        exact_p = probabilities(scores(q, k, mask, rows, scale), lse[:, rows])
+        p = math_.rounded(exact_p)
         dp = dout[:, rows] @ v.mT
         # A dropped score has no gradient, whatever its dP.
-        ds = (p * (dp - delta[:, rows, None])).masked_fill(mask.drops(rows), 0)
+        ds = (exact_p if math_.late else p) * (dp - delta[:, rows, None])
+        ds = ds.masked_fill(mask.drops(rows), 0)
         ds = math_.rounded(ds)
         dq[:, rows] = ds @ k * scale
         dk += (ds.mT @ q[:, rows]).sum(0) * scale
@@ -228,17 +231,23 @@ class Solver:
             plain_o, plain_lse, _ = self.forward(group, rounding)
             bound = self._bounds(largest)
             return {
-                "o": bound(o, plain_o, v_max), "lse": bound(lse, plain_lse, 1.0, torch.float32),
+                "o": bound(o, (plain_o,), v_max),
+                "lse": bound(lse, (plain_lse,), 1.0, torch.float32),
             }
         o, lse, largest = self.exact.pop(group)
         want = self._gradients(group, o, lse, EXACT)
-        got = self._gradients(group, self.slice("o", group), self.slice("lse", group), rounding)
+        # Kernels may hold P in fp32 until dS is made, or not. Where a row sees few keys the errors
+        # are few roundings, and one of the two may be lucky: the worse one is the yardstick.
+        early, late = (
+            self._gradients(group, self.slice("o", group), self.slice("lse", group), rounded)
+            for rounded in (rounding, plain(self.storage, late=True))
+        )
         bound = self._bounds(largest)
         ds = self.scale * want.largest_dp
         return {
-            "dq": bound(want.dq, got.dq, ds * k_max),
-            "dk": bound(want.dk[None], got.dk[None], ds * q_max),
-            "dv": bound(want.dv[None], got.dv[None], _largest(self.slice("dout", group))),
+            "dq": bound(want.dq, (early.dq, late.dq), ds * k_max),
+            "dk": bound(want.dk[None], (early.dk[None], late.dk[None]), ds * q_max),
+            "dv": bound(want.dv[None], (early.dv[None],), _largest(self.slice("dout", group))),
         }
 
     def _gradients(
@@ -255,25 +264,17 @@ class Solver:
         fp32 = _EPS * (32 + 4 * largest_score)
 
         def bound(
-            want: Tensor, plain: Tensor, magnitude: float, stored: torch.dtype = self.storage
+            want: Tensor, plain: Sequence[Tensor], magnitude: float,
+            stored: torch.dtype = self.storage,
         ) -> tuple[Tensor, Tensor]:
-            error = difference(plain.to(want.dtype), want, "").nan_to_num(0, posinf=0)
+            errors = (difference(x.to(want.dtype), want, "") for x in plain)
+            error = functools.reduce(torch.maximum, errors).nan_to_num(0, posinf=0)
             size = want.abs().nan_to_num(0, posinf=0, neginf=0)
             # In a tile of one row the plain result may be spared even the rounding of itself.
             half_step = torch.finfo(stored).eps / 2
-            return want, 2 * _nearby(tiles(error)) + fp32 * magnitude + half_step * tiles(size)
+            return want, 2 * tiles(error) + fp32 * magnitude + half_step * tiles(size)
 
         return bound
-
-
-def _nearby(tiles: Tensor) -> Tensor:
-    """The worst of each tile and of those beside it. Where a row sees few keys, few roundings make
-    a tile's error, and the plain result may be lucky in one tile. What needs no rounding, such as
-    rows that see nothing, must be exact."""
-    if not tiles.numel():
-        return tiles
-    worst = torch.nn.functional.max_pool1d(tiles[:, None], 3, stride=1, padding=1)[:, 0]
-    return torch.where(tiles == 0, 0, worst)
 
 
 def _largest(x: Tensor) -> float:
