@@ -11,7 +11,7 @@ from fagen import paths
 from fagen.cli import options as opt
 from fagen.cli import session
 from fagen.cli.output import print_json, table
-from fagen.errors import UsageError
+from fagen.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from fagen.model import Entry, Target, Workload
@@ -133,13 +133,29 @@ def tune(
     shared = session.storage(storage) if storage is not None else None
     names = [study_name(job.problem, job.workloads, wanted) for job in todo]
     turns = range(len(todo)) if shared is None else Turns(shared, names)
+    failed: dict[str, RunError] = {}
     with session.pool(device, jobs) as pool, Reporter(quiet) as report:
         for turn in turns:
-            search(
-                todo[turn].problem, todo[turn].workloads, wanted, chosen[turn], pool, store,
-                journals, budget, report, fresh=fresh, driver=device.driver, storage=shared,
-            )
-    _show([entry for job in todo for entry in _stored(store, job, wanted)], store, as_json)
+            try:
+                search(
+                    todo[turn].problem, todo[turn].workloads, wanted, chosen[turn], pool, store,
+                    journals, budget, report, fresh=fresh, driver=device.driver, storage=shared,
+                )
+            except RunError as error:  # nothing works for this one: the others may
+                failed[str(todo[turn].problem)] = error
+    good = [job for job in todo if str(job.problem) not in failed]
+    if good:
+        _show([entry for job in good for entry in _stored(store, job, wanted)], store, as_json)
+    if failed:
+        raise _failed(failed, len(todo))
+
+
+def _failed(failed: dict[str, RunError], count: int) -> RunError:
+    first, *others = failed.values()
+    if count == 1:
+        return first
+    says = "; ".join(error.message for error in (first, *others))
+    return RunError(f"{len(failed)} of {count} problems have no kernel: {says}", first.hint)
 
 
 def _show(found: list[Entry], store: Store, as_json: bool) -> None:

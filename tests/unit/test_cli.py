@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from fagen.cli import VERBS, app, main
+from fagen.errors import RunError
 
 V3 = ("--target", "x86-64-v3")
 SLUG = "fwd-fp32-d16-causal"
@@ -369,3 +370,21 @@ def test_emit_refuses_a_bad_place_before_it_builds(fagen: Any, tmp_path: Path) -
         assert ran.code == 2
         assert says in ran.err
         assert " on " not in ran.err.splitlines()[0], "a kernel was being built already"
+
+
+def test_a_problem_without_a_kernel_does_not_stop_the_others(
+    fagen: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def nothing_works(problem: Any, *more: Any, **options: Any) -> None:
+        asked.append(str(problem))
+        raise RunError(f"all candidates for {problem} failed", "look at the first")
+
+    monkeypatch.setattr("fagen.search.tune", nothing_works)
+    slugs = ["fwd-fp32-d16-dense", "fwd-fp32-d16-causal"]
+    ran = fagen("tune", *slugs, "--gpu", "none", "-q")
+    assert asked == slugs
+    assert ran.code == 1
+    assert "2 of 2 problems have no kernel" in ran.err
+    assert all(slug in ran.err for slug in slugs)
