@@ -8,7 +8,6 @@ from typing import TypeVar
 
 from fagen.families.base import (
     HALVES,
-    SEPARATE,
     Family,
     Kernel,
     Plan,
@@ -64,7 +63,6 @@ def _forward_plan(c: Candidate) -> Plan:
 
 FORWARD_RULES = (
     HALVES,
-    SEPARATE,
     Rule("each warp owns whole blocks of 16 query rows: block_m is a multiple of 16 warps",
          lambda c: c.config.block_m % (16 * c.config.warps) == 0),
     Rule("the tiles fit the target's shared memory, min_ctas times per SM",
@@ -84,7 +82,8 @@ def preferred_forward(problem: Problem) -> tuple[Forward, ...]:
         tiles = [(128, 96, 4), (128, 64, 4)]
     elif width <= 128:
         tiles = [(128, 64, 4), (128, 48, 4), (128, 32, 4)]
-        if problem.pattern.left != UNBOUNDED:  # two bounds per row leave fewer registers
+        # Two bounds per row, or the place of a packed sequence, leave fewer registers.
+        if problem.pattern.left != UNBOUNDED or "varlen" in problem.features:
             tiles = tiles[1:]
     else:
         tiles = [(128, 64, 8), (64, 64, 4), (64, 48, 4), (64, 32, 4), (64, 16, 4)]
@@ -109,10 +108,10 @@ def _first_legal(problem: Problem, target: Target, configs: Sequence[Config]) ->
 
 def _forward_bytes(c: Candidate, w: Workload) -> int:
     """Q, O and LSE once; every block of rows streams the keys and values it keeps."""
-    kept = w.kept(c.problem) / (w.batch * w.heads * w.seqlen_q)  # keys of an average row
-    tiles = w.batch * w.heads * -(-w.seqlen_q // c.config.block_m)
+    rows = w.heads * w.rows_q
+    kept = w.kept(c.problem) / rows  # keys of an average row
+    tiles = w.heads * sum(-(-q // c.config.block_m) for q, _ in w.lengths())
     widths = c.problem.head_dim + c.problem.head_dim_v
-    rows = w.batch * w.heads * w.seqlen_q
     return int((rows + tiles * kept) * widths * c.problem.element_bytes) + 4 * rows
 
 

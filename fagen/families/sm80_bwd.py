@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from fagen.families.base import (
     HALVES,
-    SEPARATE,
     Plan,
     Region,
     Rule,
@@ -66,7 +65,6 @@ def _deterministic(c: Candidate) -> bool:
 
 BACKWARD_RULES = (
     HALVES,
-    SEPARATE,
     Rule("kv_warps and dq_warps divide warps",
          lambda c: c.config.warps % c.config.kv_warps == 0 == c.config.warps % c.config.dq_warps),
     Rule("each warp owns whole blocks of 16 keys: block_n is a multiple of 16 kv_warps",
@@ -122,10 +120,10 @@ def bytes_moved(c: Candidate, w: Workload) -> int:
     """Every block of keys streams the rows it keeps, and adds to their dQ in fp32."""
     p = c.problem
     width, element = p.head_dim + p.head_dim_v, p.element_bytes
-    rows = w.batch * w.heads * w.seqlen_q
-    blocks = -(-w.seqlen_kv // c.config.block_n)
-    passed = w.kept(p) / w.seqlen_kv * blocks  # rows streamed by all blocks of keys together
+    rows = w.heads * w.rows_q
+    # Rows streamed by all blocks of keys together.
+    passed = w.kept(p) / w.rows_kv * sum(-(-kv // c.config.block_n) for _, kv in w.lengths())
     streamed = passed * (width * element + 8)
     dq = 2 * passed * width * element if _deterministic(c) else 8 * passed * padded(p.head_dim)
-    kv = 2 * w.batch * w.kv_heads * w.seqlen_kv * width * element
+    kv = 2 * w.kv_heads * w.rows_kv * width * element
     return int(streamed + dq + kv + rows * (2 * p.head_dim_v * element + 12 + p.head_dim * element))

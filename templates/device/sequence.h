@@ -76,10 +76,12 @@ struct SequenceOf<true> {
 struct Sequence : SequenceOf<VARLEN> {
   using SequenceOf<VARLEN>::SequenceOf;
 
+  FAGEN_HD Lengths lengths() const { return Lengths{this->seqlen_q(), this->seqlen_kv()}; }
+
   // The pattern of one query head.
   template <class P>
   FAGEN_HD P pattern(int head) const {
-    if constexpr (VARLEN) return P(Lengths{this->seqlen_q(), this->seqlen_kv()});
+    if constexpr (VARLEN) return P(lengths());
     else return pattern_of<P>(this->p, this->batch, head);
   }
 

@@ -140,8 +140,3 @@ __device__ __forceinline__ void put_accumulators(uint32_t tile, int row, int chu
       store_shared(to + lane % 4 * 4, pack(c[j][2 * half] * scale, c[j][2 * half + 1] * scale));
     }
 }
-
-// The rows of one head of one batch entry.
-__device__ __forceinline__ uint16_t *head_of(const fagen_view &v, int batch, int head) {
-  return static_cast<uint16_t *>(v.data) + batch * v.batch_stride + head * v.head_stride;
-}

@@ -24,6 +24,7 @@ from fagen.families.sm80 import SM80  # noqa: E402
 from fagen.library import Params, View  # noqa: E402
 from fagen.masks import drawn, point  # noqa: E402
 from fagen.model import Candidate, Problem, Target, Workload  # noqa: E402
+from fagen.pieces import Pieces  # noqa: E402
 from fagen.render import Renderer, symbol  # noqa: E402
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
@@ -95,6 +96,10 @@ def kept(problem: Problem, case: Case) -> Any:
     """[batch, heads, queries, keys]."""
     w, mask = case.workload, drawn(problem, case)
     whole = (w.batch, w.heads, w.seqlen_q, w.seqlen_kv)
+    if w.packed:  # no sequence sees another
+        return torch.block_diag(*(
+            torch.from_numpy(problem.pattern.mask(*n)).int() for n in w.lengths()
+        )).bool().expand(1, w.heads, w.total_q, w.total_kv)
     if mask is None:
         return torch.from_numpy(problem.pattern.mask(*whole[2:])).expand(whole)
     group = w.heads // w.kv_heads
@@ -126,11 +131,14 @@ def reference(problem: Problem, x: dict[str, Any], keep: Any, scale: float,
 def check(emulator: Emulator, slug: str, sizes: str, target: str = "h200", packed: bool = True,
           **knobs: Any) -> None:
     torch.manual_seed(7)
-    problem, w = Problem.parse(slug), Workload.parse(sizes)
+    problem = Problem.parse(slug)
+    w = Workload.parse(sizes).of(problem)
     candidate = SM80.default(problem, Target.known(target)).with_config(**knobs)
     assert not SM80.broken_rules(candidate)
     dtype = TORCH[problem.dtype]
     q, kv = (w.batch, w.heads, w.seqlen_q), (w.batch, w.kv_heads, w.seqlen_kv)
+    if w.packed:
+        q, kv = (1, w.heads, w.total_q), (1, w.kv_heads, w.total_kv)
     d, dv = problem.head_dim, problem.head_dim_v
     shapes = {"q": (*q, d), "k": (*kv, d), "v": (*kv, dv), "o": (*q, dv), "dout": (*q, dv),
               "dq": (*q, d), "dk": (*kv, d), "dv": (*kv, dv)}
@@ -147,6 +155,10 @@ def check(emulator: Emulator, slug: str, sizes: str, target: str = "h200", packe
     params = Params(batch=w.batch, heads=w.heads, kv_heads=w.kv_heads, seqlen_q=w.seqlen_q,
                     seqlen_kv=w.seqlen_kv, scale=scale, lse=lse.data_ptr(),
                     dlse=dlse.data_ptr(), **{n: t.view() for n, t in x.items()})
+    offsets = [torch.tensor(starts, dtype=torch.int32) for starts in Pieces.of(problem, w).starts]
+    if w.packed:
+        params.cu_q, params.cu_kv = (cu.data_ptr() for cu in offsets)
+        params.total_q, params.total_kv = w.total_q, w.total_kv
     mask = drawn(problem, case)
     arrays = {} if mask is None else mask.arrays("cpu")
     if mask is not None:
@@ -198,6 +210,24 @@ BACKWARD: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("bwd-fp16-d16x136-window9+deterministic", "b1-h2x1-s60x90",
      {"block_m": 64, "block_n": 64, "warps": 4, "kv_warps": 4, "dq_warps": 1, "stages": 1}),
 )
+
+
+# Long and short sequences, empty ones, some with queries only or with keys only.
+PACKED: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("fwd-bf16-d64-causal+varlen", "b7-h2x1-s77x131-t120x200", {"block_m": 32, "warps": 2}),
+    ("fwd-fp16-d40-window20x5+varlen", "b9-h2-s90x40-t95x50",
+     {"block_m": 32, "warps": 2, "block_n": 16, "stages": 3, "heads_first": True}),
+    ("bwd-bf16-d64-causal+varlen", "b7-h2x1-s77x131-t120x200", {"block_m": 32, "dq_warps": 2}),
+    ("bwd-fp16-d24x40-dense+varlen", "b9-h2-s90x40-t95x50",
+     {"block_m": 32, "block_n": 32, "warps": 4, "kv_warps": 2, "dq_warps": 2, "stages": 1}),
+    ("bwd-bf16-d40-window9+deterministic+varlen", "b6-h2x1-s50x77-t90x160",
+     {"block_m": 32, "dq_warps": 2}),
+)
+
+
+@pytest.mark.parametrize(("slug", "sizes", "knobs"), PACKED, ids=[row[0] for row in PACKED])
+def test_packed_sequences(emulator: Emulator, slug: str, sizes: str, knobs: dict[str, Any]) -> None:
+    check(emulator, slug, sizes, packed=False, **knobs)
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["bhsd", "bshd"])
