@@ -56,6 +56,8 @@ def test_default_compiles_without_spills_or_advice(builder: Builder, slug: str) 
     binary = builder.build(candidate, Renderer(paths.templates()).render(candidate))
     assert binary.spill_bytes == 0
     assert binary.advice == ()
+    # setmaxnreg deals out what the launch brings: with fewer registers it would wait for ever.
+    assert binary.registers == 65536 // candidate.config.threads // 8 * 8
 
 
 def test_a_wide_tile_is_converted_in_more_than_48_kib(builder: Builder) -> None:

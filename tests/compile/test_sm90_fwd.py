@@ -54,6 +54,9 @@ def assert_clean(builder: Builder, candidate: Candidate) -> None:
     binary = builder.build(candidate, Renderer(paths.templates()).render(candidate))
     assert binary.spill_bytes == 0
     assert binary.advice == ()
+    # setmaxnreg deals out what the launch brings: with fewer registers it would wait for ever.
+    per_cta = 65536 // (candidate.config.threads * candidate.config.ctas_per_sm)
+    assert -(-binary.registers // 8) * 8 == per_cta // 8 * 8
 
 
 def pairwise(dims: str, points: int = 60) -> Iterator[Candidate]:

@@ -1,4 +1,5 @@
-/* A libcuda.so.1 for tests: no GPU, prints every call that matters as one line on stdout. */
+/* A libcuda.so.1 for tests: no GPU, prints every call that matters as one line on stdout, and refuses
+ * what the driver's documentation rules out. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -61,13 +62,36 @@ API int cuModuleGetFunction(handle *function, handle module, const char *name) {
   *function = strdup(name);
   return 0;
 }
+static struct { char name[64]; int shared; } granted[64]; /* dynamic shared memory, by function */
+static int shared_of(const char *name, int wanted) {
+  int i = 0;
+  while (i < 63 && *granted[i].name && strcmp(granted[i].name, name)) i++;
+  if (!wanted) return *granted[i].name ? granted[i].shared : 48 << 10;
+  strncpy(granted[i].name, name, 63);
+  return granted[i].shared = wanted;
+}
 API int cuFuncSetAttribute(handle function, int which, int value) {
+  if (which == 8) shared_of(function, value);
   printf("attribute %s %d %d\n", (char *)function, which, value);
   return 0;
 }
 API int cuMemsetD32Async(uintptr_t address, unsigned value, size_t words, handle stream) {
   printf("zero %lx %u %zu %lx\n", (long)address, value, words, (long)(intptr_t)stream);
   return 0;
+}
+static int legal_map(void *map, int type, uint32_t rank, void *address, const uint64_t *dims,
+                     const uint64_t *strides, const uint32_t *box, const uint32_t *steps,
+                     int interleave, int swizzle) {
+  const uint32_t row = box[0] * (type == 7 ? 4 : 2), span[] = {256 * 4, 32, 64, 128};
+  int good = rank == 4 && (uintptr_t)map % 64 == 0 && (uintptr_t)address % 16 == 0;
+  good &= (type == 6 || type == 7 || type == 9) && !interleave && swizzle >= 0 && swizzle <= 3;
+  good &= row % 16 == 0 && row <= span[swizzle & 3];
+  for (uint32_t i = 0; i < rank; i++) {
+    good &= dims[i] >= 1 && dims[i] <= 1ull << 32 && box[i] >= 1 && box[i] <= 256;
+    good &= steps[i] >= 1 && steps[i] <= 8;
+    if (i + 1 < rank) good &= strides[i] % 16 == 0 && strides[i] < 1ull << 40;
+  }
+  return good;
 }
 API int cuTensorMapEncodeTiled(void *map, int type, uint32_t rank, void *address,
                                const uint64_t *dims, const uint64_t *strides, const uint32_t *box,
@@ -79,7 +103,7 @@ API int cuTensorMapEncodeTiled(void *map, int type, uint32_t rank, void *address
          strides[1], strides[2], box[0], box[1], box[2], box[3], steps[0], steps[1], steps[2],
          steps[3], interleave, swizzle, promotion, fill, (int)((uintptr_t)map % 64));
   memset(map, 0, 128);
-  return 0;
+  return legal_map(map, type, rank, address, dims, strides, box, steps, interleave, swizzle) ? 0 : 1;
 }
 struct config {
   uint32_t grid[3], block[3], shared;
@@ -94,5 +118,6 @@ API int cuLaunchKernelEx(const struct config *c, handle function, void **argumen
          c->block[1], c->block[2], c->shared, (long)(intptr_t)c->stream,
          c->count ? c->attributes[0][0] * 10 + c->attributes[0][2] : 0, work[0], work[1],
          extra != NULL);
+  if ((int)c->shared > shared_of(function, 0)) return 1;
   return fact("FAKE_LAUNCH", 0);
 }

@@ -635,6 +635,7 @@ def test_a_persistent_grid_stops_at_the_device(fake: Path) -> None:
 @pytest.mark.parametrize(("change", "environment", "says"), [
     ("p.k.row_stride = 68", {}, "k: row stride is 68 elements of 2 bytes, not a multiple of 16"),
     ("p.q.data = 4104", {}, "q starts at 0x1008, not a multiple of 16 bytes"),
+    ("p.q.batch_stride = 2**40", {}, "no tensor map for q (CUDA error 1): address 0x1000, dims 64"),
     ("p.batch = 70000", {}, "70000 blocks along z; CUDA allows 65535"),
     ("", {"FAKE_MAJOR": 8}, "built for compute capability 9.0 (h200); CUDA device 0 has 8.0"),
     ("", {"FAKE_LOAD": 209}, "loading the kernel (into a driver for CUDA 12.8) failed with CUDA "
