@@ -273,7 +273,7 @@ class Exploration:
 
     def report(
         self, kind: str, candidate: Candidate | None = None, done: int = 0, total: int = 0,
-        disturbed: int = 0,
+        disturbed: int = 0, unbeaten: tuple[str, ...] = (),
     ) -> None:
         best, trial = self.best(), self.trials.get(candidate) if candidate else None
         self._emit(Event(
@@ -282,5 +282,5 @@ class Exploration:
             time.monotonic() - self._start, candidate, trial.outcome if trial else None,
             best, self.best_score() if best else 0.0,
             sum(self.failures().values()), self.resumed, self.explorer.exhaustive,
-            disturbed, self.waited(),
+            disturbed, self.waited(), unbeaten,
         ))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import fagen
 from fagen.exploration import Exploration
 from fagen.model import Binary, Candidate, Entry, Measurement, Workload
 from fagen.portfolio import Portfolio
+from fagen.rivals import Rival
 from fagen.winner import Standing
 
 _RUNNERS_UP = 8
@@ -27,6 +28,7 @@ class Place:
     regret: float = 0.0
     default_family: str = ""
     default_us: float = 0.0
+    rivals: Mapping[str, Rival] = field(default_factory=dict)  # other implementations
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,9 @@ def _search(place: Place, learned: Learned, found: Exploration) -> dict[str, Any
         summary["beats_default"] = default.gap.low > 0
     if place.default_us:
         summary |= {"default_family": place.default_family, "default_us": place.default_us}
+    if place.rivals:
+        summary["peers"] = {name: rival.to_dict() for name, rival in place.rivals.items()}
+        summary["beats_peers"] = all(rival.is_beaten for rival in place.rivals.values())
     if learned.few and len(found.workloads) > 1:
         summary |= _regret(learned.few, place)
     return summary

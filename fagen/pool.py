@@ -21,6 +21,7 @@ from fagen.errors import RunError
 from fagen.lock import DeviceLock
 from fagen.model import KNOWN_TARGETS, Candidate, Failure, Measurement, Workload
 from fagen.render import Renderer
+from fagen.rivals import rivals
 
 if TYPE_CHECKING:
     from fagen.build import Builder
@@ -189,6 +190,28 @@ class Pool:
             outcomes[candidate] = _measurement(candidate, workload, verdicts[candidate], timed)
             self.lap_samples[candidate] = medians
         return True
+
+    def contest(
+        self, candidate: Candidate, workload: Workload, rounds: int
+    ) -> dict[str, list[float]]:
+        """A lap of a verified candidate against other implementations: microseconds by round, our
+        own under the empty name. Only ours where no other one can do it, or one fails."""
+        names = rivals(candidate.problem, workload, self.device)
+        built, slug = self.build(candidate), str(candidate.problem)
+        while names and isinstance(built, Built):
+            entries = [{"library": str(built.library), "problem": slug}]
+            entries += [{"peer": name, "problem": slug} for name in names]
+            case = of_workload(workload)
+            with self._exclusive(), self._quiet():
+                answer = self._ask(candidate, case, "lap", {
+                    "entries": entries, "case": case.to_json(), "rounds": rounds,
+                })
+            if not isinstance(answer, Failure):
+                return dict(zip(("", *names), answer["medians"], strict=True))
+            turn = self._worker.doing.removeprefix("#")
+            fell = int(turn) if turn.isdecimal() else 0  # 0 is ours: then nothing can be said
+            names = tuple(n for i, n in enumerate(names, 1) if fell and i != fell)
+        return {"": []}
 
     def _blame(
         self, field: list[Candidate], failure: Failure, case: Case,

@@ -97,6 +97,8 @@ def news(event: Event) -> str:
     text += f", {event.failures} failed" if event.failures else ""
     if event.kind == "done" and event.waited:
         text += f", the device waited for builds {event.waited:.0%} of the time"
+    if event.unbeaten:
+        text += f"; not faster beyond noise than {' and '.join(event.unbeaten)}"
     if event.disturbed:
         text += f", {event.disturbed} rounds thrown away: something else used the device"
     return text

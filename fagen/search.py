@@ -22,6 +22,7 @@ from fagen.journal import Journal
 from fagen.learned import Learned, Place, entries_of
 from fagen.model import Candidate, Entry, Failure, Measurement, Problem, Target, Workload
 from fagen.portfolio import choose
+from fagen.rivals import Rival, standing
 from fagen.shared import Shared
 from fagen.storage import Storage
 from fagen.store import Store
@@ -162,13 +163,20 @@ def conclude(found: Exploration) -> Learned:
         Place(
             c, lap.measurements(c)[index],
             standings if c == winner else around(sizes[index], c, preference),
-            few.regret[index], *_default(found, sizes[index]),
+            few.regret[index], *_default(found, sizes[index]), _against(found, c, index),
         )
         for index, c in enumerate(few.chosen)
     ]
     found.settle(winner, lap.measurements(winner))
-    found.report("done", candidate=winner)
+    unbeaten = sorted({n for p in places for n, rival in p.rivals.items() if not rival.is_beaten})
+    found.report("done", candidate=winner, unbeaten=tuple(unbeaten))
     return Learned(tuple(places), True, few, lap.rounds, lap.disturbed)
+
+
+def _against(found: Exploration, candidate: Candidate, index: int) -> dict[str, Rival]:
+    """Other implementations on one workload."""
+    samples = dict(found.pool.contest(candidate, found.workloads[index], found.budget.rounds))
+    return standing(samples.pop(""), samples)
 
 
 def _default(

@@ -63,3 +63,4 @@ class Event:
     exhaustive: bool = False
     disturbed: int = 0  # rounds of the final lap thrown away, because of other load
     waited: float = 0.0  # the share of the time in which the device waited for builds
+    unbeaten: tuple[str, ...] = ()  # other implementations that are as fast, or faster

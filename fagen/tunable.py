@@ -39,3 +39,8 @@ class Pool(Protocol):
     def lap(
         self, candidates: Sequence[Candidate], workload: Workload, rounds: int
     ) -> Sequence[Measurement | Failure]: ...
+
+    def contest(
+        self, candidate: Candidate, workload: Workload, rounds: int
+    ) -> Mapping[str, Sequence[float]]:
+        """Against other implementations: samples by name, our own under the empty one."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
+from fagen import peers
 from fagen.call import Call
 from fagen.cases import Case
 from fagen.inputs import Buffer, copied
@@ -19,6 +20,7 @@ from fagen.timing import CPU_FOOTPRINT_BYTES, CPU_ROTATION, Summary, Timer
 from fagen.verify import Checker
 
 Doing = Callable[[str, str], None]
+Timed = Call | peers.PeerCall
 
 _ROUND_SECONDS = 0.02  # of one candidate's turn in a lap
 _ROUND_SAMPLES = 3  # at least
@@ -84,11 +86,10 @@ class Workbench:
     def lap(
         self, entries: list[dict[str, str]], case: dict[str, Any], rounds: int
     ) -> dict[str, Any]:
-        """Each entry (library, problem) in turn, ``rounds`` times, another one first each round."""
+        """Each entry (library or peer, problem) in turn, ``rounds`` times, another one first each
+        round."""
         size = Case.from_json(case)
-        calls = [
-            self._calls(e["library"], e["problem"], size, f"#{i}") for i, e in enumerate(entries)
-        ]
+        calls = [self._entry_calls(e, size, f"#{i}") for i, e in enumerate(entries)]
         each = [self._turn_samples(call, f"#{i}") for i, call in enumerate(calls)]
         samples: list[list[float]] = [[] for _ in entries]
         medians: list[list[float]] = [[] for _ in entries]
@@ -104,12 +105,26 @@ class Workbench:
         timed = [self._timed(s, before, c[0]) for s, c in zip(samples, calls, strict=True)]
         return {"timed": timed, "medians": medians}
 
-    def _turn_samples(self, calls: list[Call], what: str) -> int:
+    def _entry_calls(self, entry: dict[str, str], case: Case, what: str) -> list[Timed]:
+        if "peer" not in entry:
+            return list(self._calls(entry["library"], entry["problem"], case, what))
+        problem = Problem.parse(entry["problem"])
+        self.doing("prepare", what)
+        given = self.checker.prepared(problem, case).inputs
+        self.doing("run", what)
+        size = 2 * sum(len(b.raw) for b in given.values())
+        copies = 0 if self.device != "cpu" else min(CPU_ROTATION, -(-CPU_FOOTPRINT_BYTES // size))
+        sets = [given] + [copied(problem, case, given) for _ in range(copies - 1)]
+        calls = [peers.bind(entry["peer"], problem, case, i, self.threads) for i in sets]
+        calls[0]()  # what cannot run is said now
+        return list(calls)
+
+    def _turn_samples(self, calls: Sequence[Timed], what: str) -> int:
         self.doing("time", what)
         typical = statistics.median(self.timer.sample(calls, _ROUND_SECONDS * 3))
         return max(_ROUND_SAMPLES, min(50, int(_ROUND_SECONDS * 1e6 / typical)))
 
-    def _timed(self, samples: list[float], mhz_before: float, call: Call) -> dict[str, Any]:
+    def _timed(self, samples: list[float], mhz_before: float, call: Timed) -> dict[str, Any]:
         clock = (mhz_before + self.timer.mhz()) / 2
         return {
             **asdict(Summary.of(samples)), "clock_mhz": clock, "bytes_peak": call.workspace_bytes,

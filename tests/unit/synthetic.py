@@ -112,6 +112,7 @@ class FakePool:
         self.measured: list[Candidate] = []
         self.lapped: list[Candidate] = []
         self.pause_s = 0.0
+        self.rivals: dict[str, float] = {}  # other implementations: microseconds
         self.storms = 0.0  # share of the rounds of a lap in which another process has the device
         self._random = random.Random(seed)
         self._noise, self._times, self._fails = noise, times, fails
@@ -147,6 +148,15 @@ class FakePool:
                 slower = 1 + storm * self._random.uniform(0.3, 0.9)
                 self.lap_samples[c].append(drift * slower * self._sample(c, workload))
         return [_measurement(c, workload, self.lap_samples[c]) for c in candidates]
+
+    def contest(
+        self, candidate: Candidate, workload: Workload, rounds: int
+    ) -> dict[str, list[float]]:
+        ours = [self._sample(candidate, workload) for _ in range(rounds)]
+        return {"": ours, **{
+            name: [us * math.exp(self._random.gauss(0, self._noise)) for _ in range(rounds)]
+            for name, us in self.rivals.items()
+        }}
 
     def _sample(self, candidate: Candidate, workload: Workload) -> float:
         spread = self._random.gauss(0, self._noise) + abs(self._random.gauss(0, self._noise))

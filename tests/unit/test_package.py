@@ -58,8 +58,12 @@ def _shipped_source(part: Part, text: str) -> Shipped:
 
 def _ship(part: Part) -> Shipped:
     measured = Measurement(10.0, 9.0, 11.0, 5, 0.25, "lse", tflops=1.5)
-    return Shipped(part, Entry(part.candidate.problem, part.candidate.target,
-                               Workload(1, 2, 2, 64, 64), "toy", {"answer": 0}, measured))
+    problem = part.candidate.problem
+    # Of the toys, torch beats one pair.
+    beaten = str(problem) not in ("fwd-fp32-d16x8-causal-topleft", "bwd-fp32-d16x8-causal-topleft")
+    provenance = {"search": {"peers": {"torch": {"us": 9.0, "beaten": beaten}}}}
+    return Shipped(part, Entry(problem, part.candidate.target, Workload(1, 2, 2, 64, 64), "toy",
+                               {"answer": 0}, measured, provenance=provenance))
 
 
 @pytest.fixture(scope="module")
@@ -830,6 +834,25 @@ def test_integers_and_doubles(package: Any) -> None:
         package.attention(*(x.double() for x in tensors()))
     package.attention(*(x.double() for x in tensors()), fallback="sdpa")
     assert any("float64" in reason for reason in package.fell_back())
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_torch_computes_what_it_computes_faster_when_asked(package: Any, grad: bool) -> None:
+    reason = "torch was as fast when this was tuned"
+    given = tensors(d=16, dv=8, grad=grad)
+    options: dict[str, Any] = {"causal": "top-left"}
+    before = package.fell_back().get(reason, 0)
+    ours = package.attention(*given, **options)
+    package.attention(*given, **options, fallback="sdpa")
+    package.attention(*tensors(grad=grad), **options, fallback="fastest")  # ours is faster there
+    package.attention(*given, **options, fallback="fastest", return_lse=True)
+    assert package.fell_back().get(reason, 0) == before
+    theirs = package.attention(*given, **options, fallback="fastest")
+    assert package.fell_back()[reason] == before + 1
+    close(ours, theirs.double())
+    if grad:
+        theirs.sum().backward()
+        assert given[0].grad is not None
 
 
 def test_no_kernel_says_why_and_what_to_do(package: Any) -> None:

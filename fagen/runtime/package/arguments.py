@@ -13,7 +13,7 @@ from .errors import BadArgument, BadType
 from .selection import DTYPES, UNBOUNDED, Pattern
 
 _LAYOUTS = ("bhsd", "bshd")
-_FALLBACKS = (None, "sdpa")
+_FALLBACKS = (None, "sdpa", "fastest")
 _NAME = re.compile(r"[a-z0-9-]{1,100}")
 _WINDOW = re.compile(r"window(\d{1,9})(?:x(\d{1,9}))?", re.ASCII)
 OF_THE_CALL = re.compile(r"(?:blocks(\d+)(?:x(\d+))?|documents)(-causal)?", re.ASCII)
@@ -30,7 +30,9 @@ def check_options(layout: Any, fallback: Any, deterministic: Any, return_lse: An
     if layout not in _LAYOUTS:
         raise BadArgument(f"layout {layout!r} is unknown; one of: {', '.join(_LAYOUTS)}")
     if fallback not in _FALLBACKS:
-        raise BadArgument(f'fallback {fallback!r} is unknown; None or "sdpa"')
+        raise BadArgument(
+            f'fallback {fallback!r} is unknown; None, "sdpa" or "fastest"'
+        )
     for name, value in (("deterministic", deterministic), ("return_lse", return_lse)):
         if not isinstance(value, bool):
             raise BadType(f"{name} is {value!r}; True or False is expected")

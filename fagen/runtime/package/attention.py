@@ -77,7 +77,7 @@ def attention(
     ``torch.use_deterministic_algorithms``.
 
     Raises NoKernel where no kernel in this package serves the call; ``fallback="sdpa"`` lets torch
-    compute it instead.
+    compute it instead, and ``fallback="fastest"`` also where tuning could not beat it.
     """
     asked = (causal, window, pattern, scale, layout, deterministic, return_lse, fallback)
     if _any_autocast():
@@ -149,6 +149,8 @@ def _work(q: Tensor, k: Tensor, v: Tensor, given: tuple[Any, ...]) -> Work:
     deterministic = asked.deterministic or torch.are_deterministic_algorithms_enabled()
     if asked.fallback:
         reason = fallback.cannot_serve(q, k, v, pattern, deterministic)
+        if asked.fallback == "fastest" and not asked.return_lse:
+            reason = reason or fallback.is_not_beaten(q, k, v, pattern, deterministic)
         if reason and pattern.name:
             raise NoKernel(f"{reason}; torch cannot compute the pattern {pattern.name} instead")
         if reason:

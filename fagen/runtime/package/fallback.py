@@ -11,6 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention as torchs
 
 from . import launch
 from .errors import NoKernel
+from .library import kernels
 from .ops import wants_gradient
 from .selection import UNBOUNDED, Pattern, choose, find, problems
 
@@ -44,6 +45,21 @@ def cannot_serve(
         except NoKernel as reason:
             return str(reason).splitlines()[0]
     return None
+
+
+def is_not_beaten(
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, deterministic: bool
+) -> str | None:
+    """When the kernels of this call were tuned, torch was as fast, or faster. A compiled program
+    keeps to kernels: the compiler sees no sizes."""
+    if torch.compiler.is_compiling() or not q.numel() or not k.numel():
+        return None
+    for op in ("fwd", "bwd") if wants_gradient(q, k, v) else ("fwd",):
+        call = launch.call_of(op, q, k, v, pattern, deterministic)
+        search = kernels()[choose(call).kernel]["provenance"].get("search", {})
+        if search.get("peers", {}).get("torch", {}).get("beaten", True):
+            return None
+    return "torch was as fast when this was tuned"
 
 
 def _compiled_in(names: tuple[str, ...], device: torch.device) -> bool:
