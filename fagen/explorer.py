@@ -23,6 +23,7 @@ from fagen.ledger import Proposal, Study
 from fagen.model import Candidate
 from fagen.surrogate import coordinates, most_promising
 
+_SAMPLER_TURN = 6  # every so many points the sampler is asked, in between the model
 _ASKS = 8  # of the sampler for one new legal point, before a point is drawn instead
 _MODEL_FROM = 8  # points timed before the model is worth asking
 _MODEL_OF = 120  # of the fastest points the model is made
@@ -191,7 +192,7 @@ class Explorer:
         lanes = list(self.lanes.values())
         while lanes:
             lane = self._rng.choices(lanes, [self._turn_share(lane) for lane in lanes])[0]
-            planned = self._model(lane) if next(self._turns) % 3 else None
+            planned = self._model(lane) if next(self._turns) % _SAMPLER_TURN else None
             planned = planned or self._ask(lane) or self._draw(lane)
             if planned:
                 return planned

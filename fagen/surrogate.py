@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 _SCALES = (0.25, 0.5, 1.0, 2.0)  # of a knob's range
+_PASSES = 3  # over the knobs, to scale each by itself
+_CLEARLY = 0.1  # of the logarithm of the likelihood
 _NOISE = (1e-3, 1e-2, 1e-1)  # of the variance: timing noise, and what the knobs do not explain
 
 
@@ -49,17 +51,29 @@ def most_promising(
     return int(np.argmax(deviation * (z * share + density)))
 
 
-def _fitted(points: Array, values: Array) -> tuple[float, float]:
-    """The scale and noise under which what was measured is most likely."""
+def _fitted(points: Array, values: Array) -> tuple[Array, float]:
+    """The scale of each coordinate and the noise under which what was measured is most likely:
+    first one scale for all, then each by itself as long as that says clearly more. A knob that
+    decides nothing gets a long one, and no trials are spent on it."""
 
-    def likelihood(pair: tuple[float, float]) -> float:
-        white, pivots = _whitened(points, *pair, values[:, None])
+    def likelihood(scale: Array, noise: float) -> float:
+        white, pivots = _whitened(points, scale, noise, values[:, None])
         return float(-(white**2).sum() / 2 - np.log(pivots).sum() / 2)
 
-    return max(((s, n) for s in _SCALES for n in _NOISE), key=likelihood)
+    alike = [(np.full(points.shape[1], s), n) for s in _SCALES for n in _NOISE]
+    scales, noise = max(alike, key=lambda pair: likelihood(*pair))
+    best = likelihood(scales, noise)
+    for knob in list(range(len(scales))) * _PASSES:
+        for factor in (0.5, 2.0):
+            other = scales.copy()
+            other[knob] *= factor
+            if (found := likelihood(other, noise)) > best + _CLEARLY:
+                best, scales = found, other
+                break
+    return scales, noise
 
 
-def _whitened(points: Array, scale: float, noise: float, right: Array) -> tuple[Array, Array]:
+def _whitened(points: Array, scale: Array, noise: float, right: Array) -> tuple[Array, Array]:
     """L^-1 right and the squared diagonal of L, where L L^T is the covariance of the points."""
     count = len(points)
     rows = np.hstack([_kernel(points, points, scale) + noise * np.eye(count), right])
@@ -71,9 +85,9 @@ def _whitened(points: Array, scale: float, noise: float, right: Array) -> tuple[
     return rows[:, count:], pivots
 
 
-def _kernel(a: Array, b: Array, scale: float) -> Array:
+def _kernel(a: Array, b: Array, scale: Array) -> Array:
     """Matern 3/2: smooth, but not too smooth."""
-    squares = ((a[:, None, :] - b[None, :, :]) ** 2).sum(axis=2)
-    distance = np.sqrt(3 * squares) / scale
+    squares = (((a[:, None, :] - b[None, :, :]) / scale) ** 2).sum(axis=2)
+    distance = np.sqrt(3 * squares)
     result: Array = (1 + distance) * np.exp(-distance)
     return result
