@@ -19,7 +19,7 @@ help:
 	@echo "make compile-all  compile every default kernel for every GPU (hours), and write the table"
 	@echo "make pycuda       build PyCUDA, also where there is no driver to link it with"
 	@echo "make snapshots    rewrite the rendered sources under tests/snapshots"
-	@echo "make docs         rewrite docs/cli.md from --help"
+	@echo "make docs         rewrite what the documents take from --help and the tests"
 	@echo "make size         lines by file, and the size of the demo package"
 
 $(STAMP):
@@ -67,7 +67,7 @@ snapshots: $(STAMP)
 	$(PY) -m pytest -q tests/unit/test_snapshots.py --update-snapshots
 
 docs: $(STAMP)
-	$(PY) -m pytest -q tests/unit/test_docs.py --update-docs
+	$(PY) -m pytest -q tests/unit/test_docs.py tests/faults/test_table.py --update-docs
 
 size:
 	@git ls-files 'fagen/**' 'templates/**' 'tests/**' 'bench/*.py' | xargs wc -l | sort -n

@@ -22,6 +22,7 @@ from typing import Any
 
 from fagen import compilers
 from fagen.compilers import find_cxx, find_nvcc
+from fagen.diskspace import IN_A_LOG, full, not_written
 from fagen.errors import BuildError, SetupError
 from fagen.model import Binary, Candidate, Source
 
@@ -81,10 +82,7 @@ class Cache:
                     if not entry.is_dir():  # another process was first: its entry is as good
                         raise
         except OSError as error:
-            raise BuildError(
-                f"the compiled kernel cannot be stored in {self.root}: {error.strerror}",
-                "free some space, or choose another folder with FAGEN_CACHE_DIR",
-            ) from error
+            raise not_written("storing the compiled kernel", self.root, error) from error
         return dataclasses.replace(binary, path=str(entry / name))
 
 
@@ -160,6 +158,15 @@ def _run_compiler(
     command: list[str], source: Source, out: str, timeout: float
 ) -> tuple[bytes, str]:
     """Run in a folder of its own and under fixed names, so that no path gets into the binary."""
+    try:
+        return _run_in_folder(command, source, out, timeout)
+    except OSError as error:
+        raise not_written("the compiler", tempfile.gettempdir(), error) from error
+
+
+def _run_in_folder(
+    command: list[str], source: Source, out: str, timeout: float
+) -> tuple[bytes, str]:
     suffix = ".cpp" if source.language == "cpp" else ".cu"
     with tempfile.TemporaryDirectory(prefix="fagen-build-") as folder:
         (Path(folder) / f"kernel{suffix}").write_text(source.text)
@@ -178,6 +185,8 @@ def _run_compiler(
             if process.poll() is None:  # also on Ctrl-C: nvcc's children go with it
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+        if process.returncode and IN_A_LOG in log:
+            raise full("the compiler", tempfile.gettempdir())
         if process.returncode:
             raise BuildError(_first_errors(log), "fagen render shows the source")
         return (Path(folder) / "kernel.bin").read_bytes(), log

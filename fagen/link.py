@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fagen import compilers, paths
+from fagen.diskspace import IN_A_LOG, full, not_written
 from fagen.errors import BuildError, SetupError
 from fagen.kerneltable import Part, on_host, table, unique
 
@@ -66,7 +67,7 @@ def link(parts: Sequence[Part], output: Path) -> Path:
             output.parent.mkdir(parents=True, exist_ok=True)
             _move(here / "library", output)
     except OSError as error:
-        raise BuildError(f"{output} cannot be written: {error.strerror or error}") from error
+        raise not_written("linking", output, error) from error
     return output
 
 
@@ -100,6 +101,8 @@ def _run(command: list[str], folder: Path) -> None:
         )
     except subprocess.TimeoutExpired:
         raise BuildError(f"{command[0]} did not finish within {_SECONDS:g} s") from None
+    if done.returncode and IN_A_LOG in done.stderr:
+        raise full("linking", folder)
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if "error" in line or "undefined" in line]
         raise BuildError("; ".join(said[:3]) or done.stderr.strip()[-500:] or "linking failed")
@@ -134,8 +137,5 @@ def _runtime_objects(compiler: str) -> Path:
                 if not place.is_dir():  # another process was first: its objects are as good
                     raise
     except OSError as error:
-        raise BuildError(
-            f"the launcher cannot be stored in {place.parent}: {error.strerror or error}",
-            "free some space, or choose another folder with FAGEN_CACHE_DIR",
-        ) from error
+        raise not_written("storing the launcher", place.parent, error) from error
     return place

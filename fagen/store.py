@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,10 +27,14 @@ if TYPE_CHECKING:
 
 
 class Store:
-    """Reads every root, the first one wins; writes to one of them."""
+    """Reads every root; writes to one of them. Of entries for the same, that of the first root
+    wins, unless it is stale and another one is not."""
 
-    def __init__(self, read: Sequence[Path], write: Path) -> None:
-        self.write = write
+    def __init__(
+        self, read: Sequence[Path], write: Path,
+        is_stale: Callable[[Entry], bool] = lambda entry: False,
+    ) -> None:
+        self.write, self._is_stale = write, is_stale
         self.read = (write, *(root for root in read if root != write))
 
     def entries(self) -> tuple[Entry, ...]:
@@ -39,7 +43,9 @@ class Store:
         for root in self.read:
             for path in sorted(root.glob("*/*.yaml")):
                 for entry in read_file(path):
-                    found.setdefault(_key(entry), entry)
+                    had = found.setdefault(_key(entry), entry)
+                    if had is not entry and self._is_stale(had) and not self._is_stale(entry):
+                        found[_key(entry)] = entry
         return tuple(found[key] for key in sorted(found))
 
     def find(self, problem: Problem, target: Target, workload: Workload) -> Entry | None:

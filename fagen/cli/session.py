@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from fagen import paths
@@ -36,10 +35,13 @@ def builder() -> Builder:
 
 def store(write: Path | None = None) -> Store:
     """What was shipped with fagen, above it what was learned here, above that the folder given."""
-    from fagen.store import Store
+    from fagen.families import FAMILIES
+    from fagen.store import Store, staleness
 
-    mine = paths.data() / "tuned"
-    return Store([mine, paths.tuned()], write or mine)
+    mine, today = paths.data() / "tuned", renderer()
+    return Store(
+        [mine, paths.tuned()], write or mine, lambda entry: bool(staleness(entry, today, FAMILIES))
+    )
 
 
 def storage(url: str) -> Storage:
@@ -52,13 +54,13 @@ def storage(url: str) -> Storage:
 def pool(device: Device, jobs: int | None = None) -> Iterator[Pool]:
     """Workers on the device, and a folder for their files that goes when they go."""
     from fagen.pool import Pool
+    from fagen.scratch import scratch
 
-    paths.cache().mkdir(parents=True, exist_ok=True)
     jobs = jobs or len(os.sched_getaffinity(0))
     with (
-        TemporaryDirectory(prefix="run-", dir=paths.cache()) as scratch,
+        scratch(paths.cache()) as folder,
         Pool(
-            builder(), renderer(), device, jobs=jobs, scratch=Path(scratch), on_wait=_say_once
+            builder(), renderer(), device, jobs=jobs, scratch=folder, on_wait=_say_once
         ) as workers,
     ):
         yield workers

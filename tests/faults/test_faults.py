@@ -20,6 +20,8 @@ from fagen.devices import host
 from fagen.model import Failure, Measurement, Target, Workload
 from fagen.pool import Limits, Pool, Verdict
 from tests.faults.family import GPU_FAULTS, candidate, renderer
+from tests.faults.table import fault as injects
+from tests.faults.table import row
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,6 +43,17 @@ EXPECTED = {
     "garbage_everywhere": ("verify", "WorkerCrashed", "something else wrote into"),
     "compile_error": ("build", "BuildError", "this kernel does not compile"),
 }
+
+WORDS = {
+    "segfault": "a kernel that dies of SIGSEGV", "abort": "a kernel that aborts",
+    "exit": "a kernel that ends its process", "hang": "a kernel that never ends",
+    "wrong": "a wrong output", "nan": "one NaN in an output", "unwritten": "a row not written",
+    "past_the_end": "a write past the end of an output", "far_away": "a write far away",
+    "input": "a changed input", "garbage_everywhere": "garbage in the worker's answers",
+    "compile_error": "a kernel that does not compile",
+}
+for name, (stage, kind, words) in EXPECTED.items():
+    row(__name__, WORDS[name], f"failure at {stage}, {kind}: \"{words}\"; the pool goes on")
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +94,7 @@ def test_a_fault_is_a_failure_and_the_pool_goes_on(pool, target, fault):
     assert isinstance(good, Measurement), good
 
 
+@injects("a kernel that prints", "nothing of it reaches the protocol; it is timed")
 def test_garbage_on_stdout_does_not_reach_the_protocol(pool, target):
     outcome = pool.measure(candidate(target, fault="garbage"), SMALL, seconds=0.02)
     assert isinstance(outcome, Measurement)
@@ -88,6 +102,7 @@ def test_garbage_on_stdout_does_not_reach_the_protocol(pool, target):
     assert 0 <= outcome.error < 1
 
 
+@injects("an output that differs in one bit from run to run", "failure of what must repeat")
 def test_runs_that_differ_in_one_bit_are_seen(pool, target):
     cases, unsteady = [of_workload(SMALL)], candidate(target, fault="unsteady")
     assert isinstance(pool.check(unsteady, cases), Verdict)
@@ -97,6 +112,7 @@ def test_runs_that_differ_in_one_bit_are_seen(pool, target):
     assert isinstance(pool.check(candidate(target), cases, runs=100), Verdict)
 
 
+@injects("another process that measures on the device", "waits for its turn, and says for whom")
 def test_a_measurement_waits_for_another_process_that_measures(world, target):
     folder, builder, render = world
     said: list[str] = []
@@ -145,6 +161,15 @@ def test_a_lap_leaves_out_who_fails(pool, target):
     assert field[1] not in pool.lap_samples
 
 
+def test_other_implementations_take_turns_with_ours(pool, target):
+    square = Workload(1, 2, 1, 90, 90)
+    samples = pool.contest(candidate(target), square, rounds=4)
+    assert {name: len(times) for name, times in samples.items()} == {"": 4, "torch": 4}
+    assert min(map(min, samples.values())) > 0
+    assert pool.contest(candidate(target), SMALL, rounds=4) == {"": []}  # torch aligns otherwise
+
+
+@injects("a crash in the final lap", "who crashed is named and left out; the others are timed")
 def test_who_crashes_in_the_middle_of_a_lap_is_named(pool, target, monkeypatch):
     """Verified on a small size, so that the crash comes in the lap itself."""
     large, small = Workload(1, 1, 1, 1600, 64), pool.verify(candidate(target, twin=1))
@@ -157,6 +182,7 @@ def test_who_crashes_in_the_middle_of_a_lap_is_named(pool, target, monkeypatch):
     assert "died of SIGSEGV while timing b1-h1-s1600x64" in bad.reason
 
 
+@injects("`kill -9` of the worker while it times", "failure of that candidate; a new worker")
 def test_kill_of_the_worker_in_mid_measure_is_survived(pool, target):
     good, slow = candidate(target), Workload(1, 8, 8, 500, 500)
     assert isinstance(pool.measure(good, slow, seconds=0.02), Measurement)
@@ -172,6 +198,7 @@ def test_kill_of_the_worker_in_mid_measure_is_survived(pool, target):
     assert pool.worker_pid != pid
 
 
+@injects("a compiler that hangs", "killed at the deadline, with all it started; failure at build")
 def test_a_compiler_that_hangs_is_killed(world, target):
     folder, builder, render = world
     limits = Limits(build=2.0)

@@ -21,6 +21,7 @@ from fagen.storage import Storage
 from fagen.store import Store
 from tests.faults import postgres, storm
 from tests.faults.storm import FAMILY, PROBLEM, TARGET, WORKLOAD
+from tests.faults.table import fault
 from tests.unit.synthetic import FakePool
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +62,12 @@ class Worker:
             time.sleep(0.02)
 
 
+@fault(
+    "PostgreSQL, 4 workers: 2 killed with `kill -9`, the server stopped as in a crash and started "
+    "again, clocks 26 h and -5 h off, one worker joining late",
+    "no told result lost; nothing measured twice but what the dead had begun; the entry is that of "
+    "a worker alone, or ties with it", times=4,
+)
 def test_four_workers_two_deaths_and_a_restart_lose_nothing(
     server: postgres.Server, tmp_path: Path
 ) -> None:

@@ -108,7 +108,7 @@ def test_no_compiler_says_what_to_install(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_full_cache_folder_is_explained(tmp_path: Path) -> None:
     blocker = tmp_path / "kernels"
     blocker.write_text("a file where a folder should be")
-    with pytest.raises(BuildError, match="cannot be stored"):
+    with pytest.raises(BuildError, match="storing the compiled kernel cannot write to"):
         Builder(Cache(tmp_path)).build(candidate(), GOOD)
 
 

@@ -14,6 +14,7 @@ import pytest
 from fagen import journal
 from fagen.errors import StoreError
 from fagen.journal import Journal, Proposal, repair
+from tests.faults.table import fault
 
 KNOBS = {"tile": (32, 64, 128), "turns": (False, True)}
 
@@ -76,6 +77,7 @@ def test_a_resumed_search_does_not_propose_the_same_again(tmp_path: Path) -> Non
     assert asked[0] != asked[1]
 
 
+@fault("a journal torn in its last line", "the line is cut off, all before it is there", times=3)
 @pytest.mark.parametrize("cut", [1, 7, 40])
 def test_a_torn_last_line_is_cut_off(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "a.journal"
@@ -96,6 +98,7 @@ def test_a_last_line_of_zeros_is_cut_off(tmp_path: Path) -> None:
     assert reopened(path) == told
 
 
+@fault("a journal damaged in the middle", "refused; the line and the remedy are named")
 def test_damage_inside_names_the_line_and_the_remedy(tmp_path: Path) -> None:
     path = tmp_path / "a.journal"
     fill(path, 3)
@@ -124,6 +127,7 @@ def _hold_and_die(path: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@fault("`kill -9` of the holder of a journal", "the next one opens it at once")
 def test_a_holder_that_was_killed_holds_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.journal"
     child = multiprocessing.get_context("spawn").Process(target=_hold_and_die, args=(path,))
@@ -147,6 +151,7 @@ def test_starting_afresh_forgets(tmp_path: Path) -> None:
         assert held.study("f", KNOBS, 0).records == []
 
 
+@fault("the disk with the journal is full", "said; what was told before is safe")
 def test_a_full_disk_is_said_and_loses_nothing_told(tmp_path: Path) -> None:
     path = tmp_path / "a.journal"
     told = fill(path, 4)

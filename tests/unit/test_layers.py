@@ -20,15 +20,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
      "charts", "export", "history",
      "capture", "recheck", "crew"),
     ("bench", "benchrun", "contenders", "suites"),
-    ("search", "exploration", "explorer", "surrogate", "finale", "learned", "trial", "winner",
+    ("search", "exploration", "explorer", "surrogate", "finale", "learned", "trial",
      "portfolio", "budget", "journal", "shared", "board", "members", "outbox", "storage", "ledger",
      "tunable", "emit", "wheel"),
-    ("pool", "builds", "child", "lock"),
-    ("worker", "workbench", "masks", "verify", "timing", "call", "inputs", "cases", "reference",
-     "library", "pieces"),
+    ("pool", "builds", "child", "lock", "scratch", "rivals", "winner"),
+    ("worker", "workbench", "peers", "masks", "verify", "timing", "call", "inputs", "cases",
+     "reference", "library", "pieces"),
     ("link", "kerneltable"),
     ("build", "render", "store"),
-    ("compilers", "entryfile", "yamlfile", "devices"),
+    ("compilers", "diskspace", "entryfile", "yamlfile", "devices"),
     ("families",),
     ("model", "packing", "patterns", "paths", "errors"),
     ("runtime",),  # copied into emitted packages, so it imports nothing of fagen
@@ -47,8 +47,8 @@ HOMES: dict[str, set[str]] = {
     "numpy": {"patterns", "surrogate"},
     "pycuda": {"compilers", "timing"},
     "matplotlib": {"plots", "draw"},
-    "torch": {"worker", "workbench", "verify", "timing", "call", "inputs", "masks", "reference",
-              "pieces", "benchrun", "contenders", "ceiling", "capture", "runtime"},
+    "torch": {"worker", "workbench", "peers", "verify", "timing", "call", "inputs", "masks",
+              "reference", "pieces", "benchrun", "contenders", "ceiling", "capture", "runtime"},
 }
 OPTIONAL_PEERS = {"flash_attn": {"contenders"}}
 

@@ -21,6 +21,7 @@ from fagen.families.base import Space, knob
 from fagen.model import Candidate, Entry, Problem, Workload
 from fagen.search import Event, Interrupted, journal_path, tune
 from fagen.store import Store
+from tests.faults.table import fault
 from tests.unit import synthetic
 from tests.unit.synthetic import (
     FAMILY,
@@ -363,6 +364,7 @@ def test_ctrl_c_does_not_replace_a_finished_entry_it_did_not_meet(bench: Bench) 
     assert bench.store.entries()[0].config == config(space()[50])
 
 
+@fault("`kill -9` of a search", "the same command goes on; nothing told is lost")
 def test_kill_minus_nine_loses_nothing_that_was_told(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.unit.synthetic", str(tmp_path), "0", "0.01"]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, bufsize=1)

@@ -25,6 +25,7 @@ from fagen.search import tune
 from fagen.shared import Shared
 from fagen.storage import Pace, Storage, spelled, without_password
 from fagen.store import Store
+from tests.faults.table import fault
 from tests.unit.synthetic import FAMILY, PROBLEM, TARGET, WORKLOAD, FakePool
 
 PACE = Pace(renew=0.05, lease=2.0, look=0.01, least=0.02, most=0.05, patience=5)
@@ -88,6 +89,7 @@ def test_of_two_claims_at_the_same_moment_the_first_one_holds(url: str) -> None:
     assert sorted(got.values()) == [False, True]
 
 
+@fault("a worker of a shared search dies", "what it had claimed is free after its lease")
 def test_the_claim_of_a_dead_worker_is_free_after_its_lease(url: str) -> None:
     a, b = Worker(url), Worker(url)
     assert a.board.claim("p", {"tile": 32})
@@ -104,6 +106,7 @@ def test_the_claim_of_a_dead_worker_is_free_after_its_lease(url: str) -> None:
     b.board.tell("p", {"tile": 32}, {"score": 5.0})
 
 
+@fault("a host's clock jumps by a day", "nothing")
 def test_a_worker_that_renews_lives_whatever_its_clock_says(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +166,7 @@ def shared(storage: Storage, folder: Path, sources: str = "1", fresh: bool = Fal
     return Shared(storage, "problem@1", folder / "outbox", {"sources": sources}, fresh)
 
 
+@fault("a shared storage goes away", "said; results are kept in a file and told when it is back")
 def test_results_are_kept_here_and_told_later(url: str, tmp_path: Path) -> None:
     switch = Switch(url)
     with shared(switch.storage, tmp_path) as search:
@@ -185,6 +189,7 @@ def test_results_are_kept_here_and_told_later(url: str, tmp_path: Path) -> None:
         assert search.study("f", KNOBS, 0).records == [{"score": 3.0}]
 
 
+@fault("a worker dies while the storage is away", "the next one on the host tells what it kept")
 def test_what_a_dead_worker_kept_is_told_by_the_next_one(url: str, tmp_path: Path) -> None:
     switch = Switch(url)
     with shared(switch.storage, tmp_path) as search:
@@ -233,6 +238,7 @@ def test_a_letter_that_cannot_be_kept_is_said(tmp_path: Path) -> None:
 # --- versions and addresses ----------------------------------------------------------------------
 
 
+@fault("another version of fagen, or other templates, on one study", "refused", times=2)
 def test_other_sources_and_other_versions_are_refused(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

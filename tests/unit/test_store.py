@@ -68,6 +68,25 @@ def test_what_was_learned_here_goes_before_what_was_shipped(tmp_path: Path) -> N
     assert [e.measurement.median_us for e in store.entries()] == [850.0]
 
 
+def test_a_stale_entry_of_ones_own_gives_way_to_a_fresh_shipped_one(tmp_path: Path) -> None:
+    shipped, mine = tmp_path / "shipped", tmp_path / "mine"
+    Store([], shipped).put(entry(median_us=900.0))
+    Store([], mine).put(entry(median_us=850.0))
+    stale = {850.0}
+    store = Store([shipped], mine, lambda e: e.measurement.median_us in stale)
+
+    def found() -> float:
+        chosen = store.find(PROBLEM, TARGET, WORKLOAD)
+        assert chosen is not None
+        return chosen.measurement.median_us
+
+    assert found() == 900.0
+    stale.clear()
+    assert found() == 850.0
+    stale |= {850.0, 900.0}
+    assert found() == 850.0
+
+
 names = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), max_size=12)
 scalars = (
     st.booleans() | st.integers(-(2**40), 2**40) | names
