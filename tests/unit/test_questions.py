@@ -17,10 +17,11 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize("name", [p.stem for p in (ROOT / "bench/questions").glob("*.yaml")])
 def test_every_lap_compares_legal_configs(name: str) -> None:
-    laps = list(read(ROOT / f"bench/questions/{name}.yaml", Target.known(name)))
+    target, _, first = name.partition("-")
+    laps = list(read(ROOT / f"bench/questions/{name}.yaml", Target.known(target)))
     assert laps
-    for lap in laps:
-        assert len(lap.field) >= 2, (lap.question, str(lap.field[0].problem))
+    for lap in laps:  # a first run asks whether kernels pass, also of one alone
+        assert len(lap.field) >= (1 if first else 2), lap.question
 
 
 def test_answers_on_the_host(tmp_path: Path) -> None:
