@@ -17,6 +17,7 @@ import jinja2
 from fagen.errors import RenderError
 from fagen.families.base import constants, symbol
 from fagen.model import Candidate, Source
+from fagen.patterns.user import header_file
 
 __all__ = ["Renderer", "symbol"]
 
@@ -63,7 +64,7 @@ class Renderer:
         return Source(text, hashlib.sha256(text.encode()).hexdigest(), language)
 
     def _read(self, header: str, wanted_by: str) -> str:
-        path = self.templates / header
+        path = header_file(header) or self.templates / header
         if not path.is_file():
             raise RenderError(f"templates/{wanted_by} includes {header!r}, which does not exist")
         return path.read_text()

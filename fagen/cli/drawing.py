@@ -30,6 +30,7 @@ def draw(
     tile: Annotated[str, typer.Option(
         "--tile", metavar="ROWSxKEYS", help="Queries and keys of one tile.",
     )] = "64x64",
+    pattern_file: opt.PatternFile = None,
     as_json: opt.Json = False,
 ) -> None:
     """Picture a sparsity pattern and its tiles: skipped, partial, full."""

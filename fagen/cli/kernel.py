@@ -24,6 +24,7 @@ Output = Annotated[
 
 def space(
     problem: opt.Slug,
+    pattern_file: opt.PatternFile = None,
     target: opt.TargetName = None,
     gpu: opt.Gpu = None,
     family: opt.FamilyName = None,
@@ -82,6 +83,7 @@ def _print_space(one: Space, with_list: bool) -> None:
 
 def render(
     problem: opt.Slug,
+    pattern_file: opt.PatternFile = None,
     target: opt.TargetName = None,
     gpu: opt.Gpu = None,
     family: opt.FamilyName = None,
@@ -106,6 +108,7 @@ def render(
 
 def build(
     problem: opt.Slug,
+    pattern_file: opt.PatternFile = None,
     target: opt.TargetName = None,
     gpu: opt.Gpu = None,
     family: opt.FamilyName = None,
@@ -142,6 +145,7 @@ def build(
 
 def verify(
     problem: opt.Slug,
+    pattern_file: opt.PatternFile = None,
     target: opt.TargetName = None,
     gpu: opt.Gpu = None,
     family: opt.FamilyName = None,
@@ -154,18 +158,28 @@ def verify(
     seqlen_kv: opt.SeqlenKv = None,
     as_json: opt.Json = False,
 ) -> None:
-    """Run one kernel against the reference: by default on a set of awkward sizes."""
+    """Run one kernel against the reference: by default on a set of awkward sizes.
+
+    The header of a pattern of your own is first compared with its formula.
+    """
+    from fagen import paths
+    from fagen.patterns.user import UserPattern
+    from fagen.proof import prove
+
     device, wanted = opt.device_and_target(target, gpu)
     chosen = opt.candidate(problem, wanted, family, set_)
     sizes = opt.workload(workload, batch, heads, kv_heads, seqlen, seqlen_kv)
+    where: dict[str, object] = {} if sizes is None else {"workload": sizes}
+    if isinstance(chosen.problem.pattern, UserPattern):
+        where["tiles_proved"] = prove(chosen.problem.pattern, paths.templates())
     with session.pool(device) as pool:
         outcome = pool.verify(chosen, None if sizes is None else [sizes])
-    where: dict[str, object] = {} if sizes is None else {"workload": sizes}
     _print_outcome(chosen, where, outcome, as_json)
 
 
 def measure(
     problem: opt.Slug,
+    pattern_file: opt.PatternFile = None,
     target: opt.TargetName = None,
     gpu: opt.Gpu = None,
     family: opt.FamilyName = None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +11,7 @@ import typer
 
 from fagen.errors import SetupError, UsageError
 from fagen.model import Candidate, Problem, Target, Workload
+from fagen.patterns import PATTERNS, user
 
 if TYPE_CHECKING:
     from fagen.devices import Device
@@ -22,6 +25,27 @@ Slug = Annotated[
         metavar="PROBLEM",
         help="OP-DTYPE-dHEAD_DIM[-PATTERN][+FEATURE], for example fwd-bf16-d128-causal.",
         show_default=False,
+    ),
+]
+
+
+def _use_pattern_file(path: Path | None) -> Path | None:
+    """Child processes read the same file."""
+    if path is not None:
+        pattern = user.read(path)
+        if any(re.fullmatch(row.regex, pattern.name, re.ASCII) for row in PATTERNS):
+            raise UsageError(f"{path}: {pattern.name} is the name of a pattern that fagen has",
+                             "another name after // fagen pattern:")
+        others = [os.environ[user.VARIABLE]] if os.environ.get(user.VARIABLE) else []
+        os.environ[user.VARIABLE] = os.pathsep.join([*others, pattern.file])
+    return path
+
+
+PatternFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--pattern-file", metavar="FILE", callback=_use_pattern_file,
+        help="A pattern of your own: a header that names it, its type and its formula.",
     ),
 ]
 TargetName = Annotated[

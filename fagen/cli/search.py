@@ -73,6 +73,7 @@ def tune(
     captured: From = None,
     suite: Suite = None,
     op: Ops = None,
+    pattern_file: opt.PatternFile = None,
     target: opt.TargetName = None,
     gpu: opt.Gpus = None,
     family: opt.FamilyName = None,

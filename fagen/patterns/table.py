@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fagen.errors import UsageError
+from fagen.patterns import user
 from fagen.patterns.base import Pattern
 from fagen.patterns.blocks import BigBird, Butterfly
 from fagen.patterns.data import BlockLists, Documents
@@ -124,6 +125,8 @@ def parse_pattern(slug: str) -> Pattern:
         match = re.fullmatch(row.regex, slug, re.ASCII)
         if match:
             return row.make(match)
+    if own := user.given().get(slug):
+        return own
     raise UsageError(
         f"unknown pattern {slug!r}", "one of: " + ", ".join(row.slug for row in PATTERNS)
     )
