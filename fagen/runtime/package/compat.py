@@ -32,19 +32,23 @@ def flash_attn_func(
     With ``return_attn_probs`` the output, the log-sum-exp and None. What no kernel here can do
     (dropout, softcap, ALiBi) raises NoKernel.
     """
+    refuse(dropout_p, softcap, alibi_slopes)
+    out, lse = attention(
+        q, k, v, layout="bshd", scale=softmax_scale, deterministic=deterministic,
+        return_lse=True, **band(causal, window_size, k),
+    )
+    return (out, lse, None) if return_attn_probs else out
+
+
+def refuse(dropout_p: float, softcap: float, alibi_slopes: Tensor | None) -> None:
     for name, given in (("dropout_p", dropout_p), ("softcap", softcap)):
         if given:
             raise NoKernel(f"{name} is {given!r}; no kernel of this package has it")
     if alibi_slopes is not None:
         raise NoKernel("alibi_slopes is given; no kernel of this package has it")
-    out, lse = attention(
-        q, k, v, layout="bshd", scale=softmax_scale, deterministic=deterministic,
-        return_lse=True, **_band(causal, window_size, k),
-    )
-    return (out, lse, None) if return_attn_probs else out
 
 
-def _band(causal: bool, window_size: Any, k: Any) -> dict[str, Any]:
+def band(causal: bool, window_size: Any, k: Any) -> dict[str, Any]:
     """The options of ``attention``: a side that is unbounded reaches over all keys."""
     if not (isinstance(window_size, (tuple, list)) and len(window_size) == 2
             and all(isinstance(n, int) for n in window_size)):

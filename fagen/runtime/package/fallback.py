@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from . import launch
 from .errors import NoKernel
 from .library import kernels
 from .ops import wants_gradient
-from .selection import UNBOUNDED, Pattern, choose, find, problems
+from .selection import UNBOUNDED, Call, Pattern, choose, find, problems
 
 _reasons: Counter[str] = Counter()
 
@@ -34,10 +35,18 @@ def cannot_serve(
     """None when kernels serve the call and, if a gradient is wanted, its backward."""
     if not q.numel() or not k.numel() or not v.numel():
         return None
-    for op in ("fwd", "bwd") if wants_gradient(q, k, v) else ("fwd",):
-        call = launch.call_of(op, q, k, v, pattern, deterministic)
+    def call_of(op: str) -> Call:
+        return launch.call_of(op, q, k, v, pattern, deterministic)
+
+    return no_kernel(call_of, wants_gradient(q, k, v))
+
+
+def no_kernel(call_of: Callable[[str], Call], differentiable: bool) -> str | None:
+    """What speaks against a forward and, if a gradient is wanted, its backward."""
+    for op in ("fwd", "bwd") if differentiable else ("fwd",):
+        call = call_of(op)
         if torch.compiler.is_compiling():
-            if not _compiled_in(tuple(problems(call)), q.device):
+            if not _compiled_in(tuple(problems(call)), call.device, any(call.totals)):
                 return f"no kernel of this package serves the {op}"
             continue
         try:
@@ -62,9 +71,9 @@ def is_not_beaten(
     return "torch was as fast when this was tuned"
 
 
-def _compiled_in(names: tuple[str, ...], device: torch.device) -> bool:
+def _compiled_in(names: tuple[str, ...], device: torch.device, packed: bool) -> bool:
     """A constant to the compiler: the same for all sizes."""
-    return find(names, device, (1, 1, 1, 1, 1)) is not None
+    return find(names, device, (1, 1, 1, 1, 1), (int(packed),) * 2) is not None
 
 
 # What torch.compiler.assume_constant_result does, without the seconds that importing dynamo takes.

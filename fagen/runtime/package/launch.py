@@ -75,9 +75,9 @@ def forward(
     lse = q.new_empty((batch, heads, seqlen_q), dtype=torch.float32)
     if choice is None:
         return out.zero_(), lse.fill_(-math.inf)
-    (q, q_), (k, k_), (v, v_) = _read(q), _read(k), _read(v)
+    (q, q_), (k, k_), (v, v_) = read(q), read(k), read(v)
     sizes = batch, heads, kv_heads, seqlen_q, seqlen_kv
-    views = (*q_, *k_, *v_, *_view(out))
+    views = (*q_, *k_, *v_, *view(out))
     start(q, choice, pack(views, lse.data_ptr(), 0, sizes, options.scale, mask=mask))
     return out, lse
 
@@ -94,10 +94,10 @@ def backward(
     dv = allocate(q, kv_heads, seqlen_kv, head_dim_v, rows_first)
     if choice is None:
         return dq.zero_(), dk.zero_(), dv.zero_()
-    (q, q_), (k, k_), (v, v_), (out, out_), (dout, dout_) = map(_read, (q, k, v, out, dout))
+    (q, q_), (k, k_), (v, v_), (out, out_), (dout, dout_) = map(read, (q, k, v, out, dout))
     lse = lse.contiguous()
     dlse = dlse if dlse is None else dlse.contiguous()
-    views = (*q_, *k_, *v_, *out_, *dout_, *_view(dq), *_view(dk), *_view(dv))
+    views = (*q_, *k_, *v_, *out_, *dout_, *view(dq), *view(dk), *view(dv))
     sizes = batch, heads, kv_heads, seqlen_q, seqlen_kv
     dlse_address = 0 if dlse is None else dlse.data_ptr()
     start(q, choice, pack(
@@ -105,17 +105,17 @@ def backward(
     return dq, dk, dv
 
 
-def _view(tensor: Tensor) -> View:
+def view(tensor: Tensor) -> View:
     batch, head, row, _ = tensor.stride()
     return tensor.data_ptr(), batch, head, row
 
 
-def _read(tensor: Tensor) -> tuple[Tensor, View]:
+def read(tensor: Tensor) -> tuple[Tensor, View]:
     """The tensor itself wherever a kernel can read it, else a copy; and where it is."""
     if readable(tensor) and not (tensor.is_cuda and tensor.data_ptr() % ALIGNMENT):
-        return tensor, _view(tensor)
+        return tensor, view(tensor)
     copy = tensor.clone(memory_format=torch.contiguous_format)
-    return copy, _view(copy)
+    return copy, view(copy)
 
 
 def readable(tensor: Tensor) -> bool:

@@ -39,6 +39,7 @@ class Call(NamedTuple):
     pattern: Pattern
     sizes: tuple[int, int, int, int, int]  # batch, heads, kv_heads, seqlen_q, seqlen_kv
     deterministic: bool
+    totals: tuple[int, int] = (0, 0)  # rows of q and of k, of packed sequences
 
 
 class Choice(NamedTuple):
@@ -62,20 +63,22 @@ def choose(call: Call) -> Choice:
 def _choose(call: Call) -> Choice:
     if call.device.type not in DEVICES:
         raise NoKernel(f"kernels are for {' and '.join(DEVICES)}; the tensors are on {call.device}")
-    index = find(problems(call), call.device, call.sizes)
+    index = find(problems(call), call.device, call.sizes, call.totals)
     if index is None:
         raise NoKernel(_reasons(call))
-    size = library().fagen_workspace_bytes(index, pack((), 0, 0, call.sizes, 1.0))
+    packed = pack((), 0, 0, call.sizes, 1.0, (0, 0, *call.totals))
+    size = library().fagen_workspace_bytes(index, packed)
     if size < 0:
         raise NoKernel(last_error())
     return Choice(index, size)
 
 
 def find(
-    names: Sequence[str], device: torch.device, sizes: tuple[int, int, int, int, int]
+    names: Sequence[str], device: torch.device, sizes: tuple[int, int, int, int, int],
+    totals: tuple[int, int] = (0, 0),
 ) -> int | None:
     """The best kernel of the first name that has one."""
-    packed = pack((), 0, 0, sizes, 1.0)
+    packed = pack((), 0, 0, sizes, 1.0, (0, 0, *totals))
     where = _device_index(device)
     found = (library().fagen_select(name.encode(), packed, where) for name in names)
     return next((index for index in found if index >= 0), None)
@@ -94,8 +97,11 @@ def _device_index(device: torch.device) -> int:
 _DOCUMENTS = ("documents", "documents-causal")  # one kernel; tuned on different runs
 
 
-def same(asked: Pattern, seqlen_q: int, seqlen_kv: int) -> list[Pattern]:
-    """The patterns that keep the same elements at these lengths, the one asked for first."""
+def same(
+    asked: Pattern, seqlen_q: int, seqlen_kv: int, packed: bool = False
+) -> list[Pattern]:
+    """The patterns that keep the same elements at these lengths, the one asked for first. Packed
+    sequences are this long or shorter."""
     left, right, top_left, name = asked
     if name:
         twins = [name] if name not in _DOCUMENTS else sorted(_DOCUMENTS, key=name.__ne__)
@@ -109,7 +115,7 @@ def same(asked: Pattern, seqlen_q: int, seqlen_kv: int) -> list[Pattern]:
     if lifted.left == lifted.right == UNBOUNDED:
         lifted = Pattern()
     found = [asked, lifted]
-    if seqlen_q == seqlen_kv:
+    if seqlen_q == seqlen_kv and not packed:
         found += [Pattern(b.left, b.right, not b.top_left) for b in found]
     return found
 
@@ -139,10 +145,12 @@ def problems(call: Call) -> list[str]:
     features = [""] if call.op == "fwd" else ["+deterministic"]
     if call.op == "bwd" and not call.deterministic:
         features = ["", "+deterministic"]
+    packed = any(call.totals)
+    varlen = "+varlen" if packed else ""
     _, _, _, seqlen_q, seqlen_kv = call.sizes
-    names = [slug(pattern) for pattern in same(call.pattern, seqlen_q, seqlen_kv)]
+    names = [slug(pattern) for pattern in same(call.pattern, seqlen_q, seqlen_kv, packed)]
     return [
-        f"{call.op}-{dtype}-{dims}-{name}{feature}"
+        f"{call.op}-{dtype}-{dims}-{name}{feature}{varlen}"
         for name in names if name for feature in features
     ]
 
