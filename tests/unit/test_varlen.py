@@ -135,6 +135,15 @@ def test_one_call_for_all_sequences_or_it_is_counted(package: Any) -> None:
                              "serves fwd-fp32-d8-causal+varlen")
 
 
+def test_the_self_test_covers_them(package: Any) -> None:
+    module = importlib.import_module(f"{package.__name__}.__main__")
+    served = package.served()
+    rows = [module._row(index, kernel) for index, kernel in enumerate(package.kernels())]
+    assert all(row["right"] for row in rows), rows
+    assert all(package.served()[slug] > served.get(slug, 0) for slug in
+               (kernel["problem"] for kernel in package.kernels()))
+
+
 def test_the_operators_are_what_torch_expects(package: Any) -> None:
     if not packs(package):
         pytest.skip("no kernel to run")

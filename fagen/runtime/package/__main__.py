@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import NoKernel, attention, kernels, maskops
+from . import NoKernel, attention, flash_attn_varlen_func, kernels, maskops
 from .arguments import OF_THE_CALL
 from .fallback import textbook
 from .library import last_error, library, manifest
@@ -89,7 +89,7 @@ class _Case:
         )
         self.mask = maskops.sample(self.pattern.name, seqlen_q, seqlen_kv, device)
         self.backward = options["op"] == "bwd"
-        self.deterministic = options["deterministic"]
+        self.deterministic, self.varlen = options["deterministic"], options["varlen"]
         made = torch.Generator().manual_seed(0)
         d, dv = options["head_dim"], options["head_dim_v"]
         self.given = [
@@ -100,6 +100,8 @@ class _Case:
 
     def ours(self) -> Tensor:
         left, right, top_left, name = self.pattern
+        if self.varlen:
+            return self._packed()
         causal: bool | str = "top-left" if top_left else right == 0
         out: Tensor = attention(
             *self.given, causal=causal, window=(left, right) if left >= 0 else None,
@@ -107,6 +109,19 @@ class _Case:
             deterministic=self.deterministic,
         )
         return out
+
+    def _packed(self) -> Tensor:
+        """The batch as packed sequences, which happen to be of one length."""
+        left, right, top_left, name = self.pattern
+        if top_left or name:
+            raise NoKernel("flash_attn_varlen_func has no way to ask for this pattern")
+        q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in self.given)
+        batch, _, seqlen_q, _ = self.given[0].shape
+        lengths = seqlen_q, self.given[1].shape[2]
+        ends = (torch.arange(batch + 1, dtype=torch.int32, device=q.device) * n for n in lengths)
+        out: Tensor = flash_attn_varlen_func(
+            q, k, v, *ends, *lengths, window_size=(left, right), deterministic=self.deterministic)
+        return out.unflatten(0, (batch, -1)).transpose(1, 2)
 
     def results(self, out: Tensor) -> list[Tensor]:
         if not self.backward:
