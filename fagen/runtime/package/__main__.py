@@ -116,12 +116,14 @@ class _Case:
         if top_left or name:
             raise NoKernel("flash_attn_varlen_func has no way to ask for this pattern")
         q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in self.given)
-        batch, _, seqlen_q, _ = self.given[0].shape
-        lengths = seqlen_q, self.given[1].shape[2]
-        ends = (torch.arange(batch + 1, dtype=torch.int32, device=q.device) * n for n in lengths)
+        batch, _, rows, _ = self.given[0].shape
+        keys = self.given[1].shape[2]
+        counts = torch.arange(batch + 1, dtype=torch.int32, device=q.device)
         out: Tensor = flash_attn_varlen_func(
-            q, k, v, *ends, *lengths, window_size=(left, right), deterministic=self.deterministic)
-        return out.unflatten(0, (batch, -1)).transpose(1, 2)
+            q, k, v, counts * rows, counts * keys, rows, keys, window_size=(left, right),
+            deterministic=self.deterministic,
+        )
+        return out.reshape(batch, rows, *out.shape[1:]).transpose(1, 2)
 
     def results(self, out: Tensor) -> list[Tensor]:
         if not self.backward:
