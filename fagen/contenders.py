@@ -30,7 +30,8 @@ class Unserved(Exception):
 
 @dataclass(frozen=True)
 class Inputs:
-    """One cell's tensors, made once and shared by all contenders."""
+    """One cell's tensors, made once and shared by all contenders. Packed sequences stand one after
+    another in a batch of one."""
 
     q: Tensor
     k: Tensor
@@ -42,7 +43,8 @@ class Inputs:
         generator = torch.Generator(device).manual_seed(cell.seq_q + cell.head_dim)
 
         def normal(heads: int, seq: int) -> Tensor:
-            shape = (cell.batch, heads, seq, cell.head_dim)
+            batch, seq = (1, cell.total) if cell.total else (cell.batch, seq)
+            shape = (batch, heads, seq, cell.head_dim)
             return torch.randn(shape, device=device, generator=generator).to(DTYPES[cell.dtype])
 
         return cls(
@@ -64,6 +66,34 @@ def _pass(cell: Cell, attend: Attend, x: Inputs) -> Callable[[], Any]:
     return lambda: torch.autograd.grad(out, leaves, x.dout, retain_graph=True)
 
 
+def _one_by_one(cell: Cell, attend: Attend) -> Attend:
+    """Packed sequences for those who take them one after another only."""
+    if not cell.total:
+        return attend
+    lengths = [q for q, _ in cell.workload.lengths()]
+
+    def loop(*tensors: Tensor) -> Tensor:
+        split: Any = torch.split
+        sequences = zip(*(split(t, lengths, 2) for t in tensors), strict=True)
+        return torch.cat([attend(q, k, v) for q, k, v in sequences if q.numel()], 2)
+
+    return loop
+
+
+def _separate(cell: Cell) -> None:
+    if cell.total:
+        raise Unserved("it takes no packed sequences")
+
+
+def _rows(x: Inputs) -> tuple[Tensor, ...]:
+    """Packed sequences as [rows, heads, dim]."""
+    return tuple(t[0].transpose(0, 1).contiguous() for t in (x.q, x.k, x.v, x.dout))
+
+
+def _ends(cell: Cell, x: Inputs) -> Tensor:
+    return torch.tensor(cell.ends, dtype=torch.int32, device=x.q.device)
+
+
 def _sdpa(backend: str) -> Callable[[Cell, Inputs], Callable[[], Any]]:
     def prepare(cell: Cell, x: Inputs) -> Callable[[], Any]:
         from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -79,13 +109,14 @@ def _sdpa(backend: str) -> Callable[[Cell, Inputs], Callable[[], Any]]:
                 )
             return out
 
-        return _pass(cell, attend, x)
+        return _pass(cell, _one_by_one(cell, attend), x)
 
     return prepare
 
 
 def _standard(cell: Cell, x: Inputs) -> Callable[[], Any]:
     """Attention as written: the N x N matrix in memory."""
+    _separate(cell)
     keep = torch.from_numpy(cell.problem("fwd").pattern.mask(cell.seq_q, cell.seq_kv))
     keep = keep.to(x.q.device)
     group = cell.heads_q // cell.heads_kv
@@ -104,6 +135,7 @@ _compiled_flex: Any = None
 
 def _flex(cell: Cell, x: Inputs) -> Callable[[], Any]:
     global _compiled_flex
+    _separate(cell)
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     if _compiled_flex is None:
@@ -138,7 +170,13 @@ class FlashAttention3:
 
     def __call__(self, cell: Cell, x: Inputs) -> Callable[[], Any]:
         q, k, v, dout = (t.transpose(1, 2).contiguous() for t in (x.q, x.k, x.v, x.dout))
-        options = {"softmax_scale": cell.head_dim**-0.5, "is_causal": cell.causal}
+        options: dict[str, Any] = {
+            "softmax_scale": cell.head_dim**-0.5, "is_causal": cell.causal,
+        }
+        if cell.total:
+            q, k, v, dout = _rows(x)
+            options |= {"cu_seqlens_q": _ends(cell, x), "cu_seqlens_k": _ends(cell, x),
+                        "max_seqlen_q": cell.seq_q, "max_seqlen_k": cell.seq_kv}
         if cell.window is not None:
             options |= {"window_size_left": cell.window, "window_size_right": 0}
 
@@ -159,6 +197,7 @@ class FlashAttention3:
 
 
 def _flash_attn_4(cell: Cell, x: Inputs) -> Callable[[], Any]:
+    _separate(cell)
     interface = importlib.import_module("flash_attn.cute.interface")
     window = (cell.window, 0) if cell.window is not None else (None, None)
     rows = Inputs(*(t.transpose(1, 2).contiguous() for t in (x.q, x.k, x.v, x.dout)))
@@ -188,9 +227,24 @@ class Ours:
             return out
 
         try:
+            if cell.total:
+                return self._packed(cell, x)
             return _pass(cell, attend, x)
         except self.package.NoKernel as reason:
             raise Unserved(str(reason).splitlines()[0]) from reason
+
+    def _packed(self, cell: Cell, x: Inputs) -> Callable[[], Any]:
+        window = (cell.window, 0) if cell.window is not None else (-1, -1)
+        ends = _ends(cell, x)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            out: Tensor = self.package.flash_attn_varlen_func(
+                q, k, v, ends, ends, cell.seq_q, cell.seq_kv, causal=cell.causal,
+                window_size=window,
+            )
+            return out
+
+        return _pass(cell, attend, Inputs(*_rows(x)))
 
 
 Contender = Callable[[Cell, Inputs], Callable[[], Any]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from typing import Any
 
 from fagen.errors import UsageError
@@ -27,6 +28,7 @@ class Cell:
     seq_kv: int
     causal: bool = False
     window: int | None = None
+    total: int = 0  # rows of packed sequences, the longest of them seq_q long; 0: not packed
 
     @property
     def pattern(self) -> str:
@@ -35,7 +37,8 @@ class Cell:
         return "causal" if self.causal else "dense"
 
     def problem(self, op: str) -> Problem:
-        return Problem.parse(f"{op}-{self.dtype}-d{self.head_dim}-{self.pattern}")
+        varlen = "+varlen" if self.total else ""
+        return Problem.parse(f"{op}-{self.dtype}-d{self.head_dim}-{self.pattern}{varlen}")
 
     @property
     def problems(self) -> tuple[Problem, ...]:
@@ -45,7 +48,13 @@ class Cell:
 
     @property
     def workload(self) -> Workload:
-        return Workload(self.batch, self.heads_q, self.heads_kv, self.seq_q, self.seq_kv)
+        sizes = (self.batch, self.heads_q, self.heads_kv, self.seq_q, self.seq_kv)
+        return Workload(*sizes, total_q=self.total, total_kv=self.total)
+
+    @property
+    def ends(self) -> list[int]:
+        """Where packed sequences begin, and the last one ends."""
+        return list(accumulate((q for q, _ in self.workload.lengths()), initial=0))
 
     @property
     def flops(self) -> int:
@@ -96,10 +105,23 @@ def _cpu_core() -> Iterator[Cell]:
                 yield _square("bf16", "fwd", dim, 1, 8, seq, causal=causal, dtype="bf16")
 
 
+def _packed() -> Iterator[Cell]:
+    """64K rows of sequences with a long tail: 1K in the mean, 16K at most."""
+    for mode in ("fwd", "bwd"):
+        yield _square("packed", mode, 128, 64, 16, 16384, causal=True, total=65536)
+
+
+def _cpu_packed() -> Iterator[Cell]:
+    for mode in ("fwd", "fwdbwd"):
+        yield _square("packed", mode, 64, 32, 8, 2048, causal=True, dtype="fp32", total=8192)
+
+
 SUITES: dict[str, Callable[[], Iterator[Cell]]] = {
     "core": _core,
     "extra": _extra,
+    "packed": _packed,
     "cpu-core": _cpu_core,
+    "cpu-packed": _cpu_packed,
 }
 
 

@@ -235,7 +235,8 @@ def _ops(ops: list[str] | None, allowed: bool) -> tuple[str, ...]:
 
 def bench(
     suite: Annotated[
-        str, typer.Option("--suite", metavar="NAME", help="core, extra or cpu-core.")
+        str, typer.Option(
+            "--suite", metavar="NAME", help="core, extra, packed, cpu-core or cpu-packed."),
     ] = "core",
     gpu: opt.Gpu = None,
     package: Annotated[

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from fagen import bench
+from fagen import bench, contenders
 from fagen.bench import BenchOptions, geometric_mean, markdown, ratio, run_suite
 from fagen.errors import RunError, UsageError
 from fagen.suites import Cell, suite
@@ -31,6 +32,32 @@ def test_cpu_core_has_the_cells_of_the_goal() -> None:
         (d, s, c, m) for d in (64, 128) for s in (512, 1024, 2048, 4096)
         for c in (False, True) for m in ("fwd", "fwdbwd")
     }
+
+
+def test_packed_cells_are_the_published_batch() -> None:
+    """64 sequences of 1K rows in the mean and 16K at most, 64K rows in all."""
+    for cell in suite("packed"):
+        assert str(cell.problems[0]) == "fwd-bf16-d128-causal+varlen"
+        assert str(cell.workload) == "b64-h16-s16384-t65536"
+        assert (len(cell.ends), cell.ends[0], cell.ends[-1]) == (65, 0, 65536)
+        lengths = [n for n, _ in cell.workload.lengths()]
+        kept = sum(n * (n + 1) // 2 for n in lengths)
+        assert cell.flops == {"fwd": 4, "bwd": 10}[cell.mode] * 128 * 16 * kept
+
+
+def test_a_peer_without_packed_sequences_takes_them_one_by_one() -> None:
+    cell = dataclasses.replace(SMALL, batch=5, total=90, mode="fwdbwd")
+    x = contenders.Inputs.random(cell, "cpu")
+    found = contenders.contenders("cpu", None, None)
+    gradients = found["torch"](cell, x)()
+    longest = max(range(5), key=lambda i: cell.ends[i + 1] - cell.ends[i])
+    rows = slice(cell.ends[longest], cell.ends[longest + 1])
+    alone = contenders.Inputs(*(t[:, :, rows].contiguous() for t in (x.q, x.k, x.v, x.dout)))
+    only = dataclasses.replace(cell, batch=1, total=0)
+    for got, want in zip(gradients, found["torch"](only, alone)(), strict=True):
+        torch.testing.assert_close(got[:, :, rows], want)
+    with pytest.raises(contenders.Unserved, match="it takes no packed sequences"):
+        found["math"](cell, x)
 
 
 def test_unknown_suite() -> None:
