@@ -82,8 +82,10 @@ def preferred_forward(problem: Problem) -> tuple[Forward, ...]:
         tiles = [(128, 96, 4), (128, 64, 4)]
     elif width <= 128:
         tiles = [(128, 64, 4), (128, 48, 4), (128, 32, 4)]
-        # Two bounds per row, or the place of a packed sequence, leave fewer registers.
-        if problem.pattern.left != UNBOUNDED or "varlen" in problem.features:
+        # Two bounds per row leave fewer registers, the place of a packed sequence fewer still.
+        if "varlen" in problem.features:
+            tiles = tiles[2:]
+        elif problem.pattern.left != UNBOUNDED:
             tiles = tiles[1:]
     else:
         tiles = [(128, 64, 8), (64, 64, 4), (64, 48, 4), (64, 32, 4), (64, 16, 4)]

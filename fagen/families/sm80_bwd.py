@@ -111,9 +111,10 @@ def preferred(problem: Problem) -> tuple[Backward, ...]:
     if width <= 128:
         return (Backward(64, 128, 8, 4, 2, 2), Backward(64, 128, 8, 4, 2, 1),
                 Backward(64, 64, 8, 4, 2, 1), Backward(32, 64, 8, 4, 2, 1))
-    return (Backward(64, 64, 8, 2, 2, 1), Backward(64, 64, 8, 4, 2, 1),
+    wide = (Backward(64, 64, 8, 2, 2, 1), Backward(64, 64, 8, 4, 2, 1),
             Backward(32, 64, 8, 4, 2, 1), Backward(32, 32, 8, 2, 2, 1, 1),
             Backward(32, 32, 4, 2, 2, 1))
+    return wide[2:] if "varlen" in problem.features else wide  # a sequence's place takes registers
 
 
 def bytes_moved(c: Candidate, w: Workload) -> int:

@@ -105,6 +105,21 @@ def test_defaults_compile_without_spills(builder: Builder, target: str) -> None:
             assert step.shared_bytes <= c.target.shared_bytes
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("slug", [
+    "fwd-bf16-d64-dense", "fwd-bf16-d128-causal", "fwd-bf16-d128-window100", "fwd-fp16-d96-causal",
+    "fwd-bf16-d256-causal", "bwd-bf16-d64-causal", "bwd-bf16-d128-window100",
+    "bwd-bf16-d256-dense", "bwd-bf16-d192x128-causal+deterministic",
+])
+def test_packed_defaults_compile_without_spills(builder: Builder, slug: str) -> None:
+    """The place of a sequence takes registers that others have for themselves."""
+    chosen = SM80.default(Problem.parse(f"{slug}+varlen"), Target.known("h200"))
+    assert not SM80.broken_rules(chosen)
+    binary = built(builder, chosen)
+    assert isinstance(binary, Binary), binary
+    assert binary.spill_bytes == 0
+
+
 @pytest.mark.parametrize("op", ["fwd", "bwd"])
 def test_spaces_are_worth_searching(op: str) -> None:
     for target in TARGETS:
