@@ -63,6 +63,8 @@ def _fitted(points: Array, values: Array) -> tuple[Array, float]:
     alike = [(np.full(points.shape[1], s), n) for s in _SCALES for n in _NOISE]
     scales, noise = max(alike, key=lambda pair: likelihood(*pair))
     best = likelihood(scales, noise)
+    if not values.any():  # all alike: they say nothing of any knob
+        return scales, noise
     for knob in list(range(len(scales))) * _PASSES:
         for factor in (0.5, 2.0):
             other = scales.copy()
