@@ -3,9 +3,10 @@
     python bench/install.py DIST/my_attention-*.whl bench/results/install.json PYTHON [PYTHON ...]
 
 Each PYTHON is the interpreter of an environment that has torch; the wheel goes into a folder of its
-own with that environment's pip and is tried with the tests of nothing else on the path. The import
-is timed after torch's, the best of five processes; kernels for the host then serve every problem
-that the wheel has for it, checked by the package's own ``python -m``.
+own with that environment's pip. The import is timed after torch's and the first call after that, as
+the process's own time, which other work on the machine does not touch, the best of a few processes.
+Kernels for the host then serve every problem that the wheel has for it, checked by the package's
+own ``python -m``.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from typing import Any
 
 IMPORT = """
 import sys, time, torch
-start = time.perf_counter()
+start = time.process_time()
 package = __import__(sys.argv[1])
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 assert not torch.cuda.is_initialized()
 import json, platform
 print(json.dumps({"python": platform.python_version(), "torch": torch.__version__,
@@ -37,9 +38,9 @@ kernel = next(k for k in package.kernels() if k["options"]["op"] == "fwd")["opti
 dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[kernel["dtype"]]
 q = torch.randn(1, 2, 64, kernel["head_dim"], dtype=dtype)
 v = torch.randn(1, 2, 64, kernel["head_dim_v"], dtype=dtype)
-start = time.perf_counter()
+start = time.process_time()
 package.attention(q, q, v, causal=kernel["right"] == 0)
-print(round(1e3 * (time.perf_counter() - start), 1))
+print(round(1e3 * (time.process_time() - start), 1))
 """
 
 
@@ -55,8 +56,8 @@ def row(wheel: Path, python: str) -> dict[str, Any]:
 
         subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index",
                         "--target", site, str(wheel)], check=True, stderr=subprocess.DEVNULL)
-        imports = [json.loads(run("-c", IMPORT, name)) for _ in range(5)]
-        calls = [float(run("-c", FIRST_CALL, name)) for _ in range(3)]
+        imports = [json.loads(run("-c", IMPORT, name)) for _ in range(3)]
+        calls = [float(run("-c", FIRST_CALL, name)) for _ in range(2)]
         kernels = json.loads(run("-m", name, "--json"))["kernels"]
     return {**min(imports, key=lambda found: found["import_ms"]), "first_call_ms": min(calls),
             "kernels_right": sum(kernel.get("right") is True for kernel in kernels),
@@ -74,7 +75,7 @@ def main() -> None:
         rows.append(row(given.wheel.resolve(), python))
         print(rows[-1], flush=True)
     result = {
-        "what": "one wheel in several environments; times after torch's own import",
+        "what": "one wheel in several environments; times: the process's own, after torch's import",
         "date": datetime.date.today().isoformat(),
         "command": "python bench/install.py WHEEL bench/results/install.json PYTHON ...",
         "wheel": given.wheel.name,

@@ -379,8 +379,11 @@ def test_compiled_fallback(package: Any) -> None:
         lambda q, k, v: package.attention(q, k, v, causal=True, fallback="sdpa"),
         fullgraph=True, backend="aot_eager")
     given = [x.double() for x in tensors()]
-    torch.testing.assert_close(compiled(*given), package.attention(*given, causal=True,
-                                                                   fallback="sdpa"))
+    before = package.fell_back()
+    found = compiled(*given)
+    (why,) = (w for w, n in package.fell_back().items() if n != before.get(w, 0))
+    assert why == "no kernel of this package serves the fwd (compiled)"
+    torch.testing.assert_close(found, package.attention(*given, causal=True, fallback="sdpa"))
 
 
 @pytest.mark.parametrize("rows_first", [False, True])

@@ -20,13 +20,24 @@ _reasons: Counter[str] = Counter()
 
 
 def fell_back() -> dict[str, int]:
-    """How many calls torch computed instead of a kernel of this package, by reason."""
+    """How many calls torch computed instead of a kernel of this package, by reason.
+
+    A call that is compiled is counted when it is compiled, not when it runs.
+    """
     return dict(_reasons)
 
 
 def count(reason: str) -> None:
-    if not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        _count_compiled(reason)
+    else:
         _reasons[reason] += 1
+
+
+def _count_compiled(reason: str) -> bool:
+    """A constant to the compiler, which runs it once."""
+    _reasons[f"{reason} (compiled)"] += 1
+    return True
 
 
 def cannot_serve(
@@ -77,7 +88,8 @@ def _compiled_in(names: tuple[str, ...], device: torch.device, packed: bool) -> 
 
 
 # What torch.compiler.assume_constant_result does, without the seconds that importing dynamo takes.
-setattr(_compiled_in, "_dynamo_marked_constant", True)  # noqa: B010
+for _constant in (_compiled_in, _count_compiled):
+    setattr(_constant, "_dynamo_marked_constant", True)  # noqa: B010
 
 
 # --- attention by the textbook -------------------------------------------------------------------
