@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from fagen.families.base import (
     HALVES,
-    SEPARATE,
     Kernel,
     Plan,
     Region,
@@ -184,7 +183,7 @@ def _plan(candidate: Candidate) -> Plan:
 def _bytes_moved(candidate: Candidate, w: Workload) -> int:
     """Device memory traffic if every re-read of Q, dO and dQ hits the L2 cache."""
     problem, config = candidate.problem, candidate.config
-    q_rows = w.batch * w.heads * round_up(w.seqlen_q, config.block_m)
+    q_rows = product(q_padded=config.block_m, heads=1, batch=1).value(w.of(problem))
     pre = q_rows * (4 * problem.head_dim_v + 12)
     sums = 3 * 4 * q_rows * padded(problem.head_dim)  # zeroed, summed into, read
     return w.min_bytes(problem) + pre + sums
@@ -192,7 +191,6 @@ def _bytes_moved(candidate: Candidate, w: Workload) -> int:
 
 _RULES = (
     HALVES,
-    SEPARATE,
     Rule("split roles leave dQ to a warpgroup of its own",
          lambda c: c.config.roles == "rows" or c.config.own_dq),
     Rule("dQ can be cut into 64-row pieces among those who make it",

@@ -64,7 +64,7 @@ FAGEN_DEVICE void send_dq(const fagen_params &p, uint32_t shared, int w) {
   for_each_dq(p, block, shared, staged, [&](int head, int m, int tile) {
     if (first_lane) {
       Turn turn{};
-      if (DETERMINISTIC) turn = turn_of(p, pattern_of<Pattern>(p, block.batch, head), block.n, m);
+      if (DETERMINISTIC) turn = turn_of(head_pattern<Pattern>(p, block.batch, head), block.n, m);
       if (DETERMINISTIC) await_turn(turn_at(p, tile, w), turn.mine);
       bulk_reduce_add_f32(dq_tile(p, tile) + w * (DQ_PIECE_BYTES / 4), buffer, DQ_PIECE_BYTES);
       bulk_commit();
@@ -131,7 +131,7 @@ FAGEN_DEVICE void make_dq(const fagen_params &p, uint32_t shared) {
   for_each_dq(p, block, shared, ready, [&](int head, int m, int tile) {
     work.sums = dq_tile(p, tile);
     work.turn_at = turn_at(p, tile, 0);
-    if (DETERMINISTIC) work.turn = turn_of(p, pattern_of<Pattern>(p, block.batch, head), block.n, m);
+    if (DETERMINISTIC) work.turn = turn_of(head_pattern<Pattern>(p, block.batch, head), block.n, m);
     for (int row = 0; row < BLOCK_M; row += 64) make_dq_pieces<0>(work, row);
     work.step++;
   });

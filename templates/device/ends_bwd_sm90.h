@@ -1,4 +1,5 @@
-// Before and after the main kernel. One CTA of ENDS_THREADS per (query tile, head, batch).
+// Before and after the main kernel. One CTA of ENDS_THREADS per (query tile, head, batch); of packed
+// sequences, per (slot of a query tile, head).
 #ifndef FAGEN_ENDS_BWD_SM90_H
 #define FAGEN_ENDS_BWD_SM90_H
 
@@ -6,10 +7,9 @@
 
 constexpr int ENDS_THREADS = 256;
 
-template <class T>
-FAGEN_DEVICE T *row_of(const fagen_view &v, int batch, int head, int row) {
-  return static_cast<T *>(v.data) + batch * v.batch_stride + head * v.head_stride +
-         row * v.row_stride;
+// A row of a tensor, eight elements at a time.
+FAGEN_DEVICE uint4 *row_of(const Sequence &sequence, const fagen_view &v, int head, int row) {
+  return reinterpret_cast<uint4 *>(sequence.q_rows<uint16_t>(v, head) + row * v.row_stride);
 }
 
 FAGEN_DEVICE float dot(const uint4 &a, const uint4 &b) {
@@ -28,7 +28,11 @@ FAGEN_DEVICE float dot(const uint4 &a, const uint4 &b) {
 FAGEN_DEVICE void preprocess(const fagen_params &p) {
   constexpr int LANES = HEAD_DIM_V <= 64 ? 8 : HEAD_DIM_V <= 128 ? 16 : 32;  // 8 dims each
   constexpr int ROWS = ENDS_THREADS / LANES;
-  const int m = blockIdx.x, head = blockIdx.y, batch = blockIdx.z;
+  const Slot slot = q_slot(p, BLOCK_M, blockIdx.x, blockIdx.z);
+  const int m = slot.tile, head = blockIdx.y, batch = slot.batch;
+  const Sequence sequence(p, batch);
+  const int seqlen_q = sequence.seqlen_q();
+  if (VARLEN && m * BLOCK_M >= seqlen_q) return;
   const int lane = threadIdx.x % LANES;
   const int tile = tile_index(p, batch, head, m);
 
@@ -38,21 +42,20 @@ FAGEN_DEVICE void preprocess(const fagen_params &p) {
     sums[i] = make_float4(0.f, 0.f, 0.f, 0.f);
   if (DETERMINISTIC && threadIdx.x < DQ_SENDERS)
     *turn_at(p, tile, threadIdx.x) =
-        first_turn(p, pattern_of<Pattern>(p, batch, head), m);
+        first_turn(head_pattern<Pattern>(p, batch, head), m);
 
 #pragma unroll
   for (int first = 0; first < BLOCK_M; first += ROWS) {
     const int in_tile = first + threadIdx.x / LANES, row = m * BLOCK_M + in_tile;
     float delta = 0.f;
-    if (row < p.seqlen_q && lane * 8 < HEAD_DIM_V && in_tile < BLOCK_M)
-      delta = dot(reinterpret_cast<const uint4 *>(row_of<uint16_t>(p.o, batch, head, row))[lane],
-                  reinterpret_cast<const uint4 *>(row_of<uint16_t>(p.dout, batch, head, row))[lane]);
+    if (row < seqlen_q && lane * 8 < HEAD_DIM_V && in_tile < BLOCK_M)
+      delta = dot(row_of(sequence, p.o, head, row)[lane], row_of(sequence, p.dout, head, row)[lane]);
 #pragma unroll
     for (int i = LANES / 2; i > 0; i /= 2) delta += __shfl_xor_sync(FULL_WARP, delta, i);
     if (lane == 0 && in_tile < BLOCK_M) {
       float lse = -INFINITY;
-      if (row < p.seqlen_q) {
-        const int64_t at = (static_cast<int64_t>(batch) * p.heads + head) * p.seqlen_q + row;
+      if (row < seqlen_q) {
+        const int64_t at = sequence.lse_row(head) + row;
         lse = p.lse[at];
         if (p.dlse) delta -= p.dlse[at];
       }
@@ -82,7 +85,11 @@ constexpr int TURNED_BYTES = 2 * BLOCK_M * PITCH;
 
 // dQ = scale * sums, in 16 bits and in order. `turned` is shared memory.
 FAGEN_DEVICE void convert(const fagen_params &p, uint16_t *turned) {
-  const int m = blockIdx.x, head = blockIdx.y, batch = blockIdx.z;
+  const Slot slot = q_slot(p, BLOCK_M, blockIdx.x, blockIdx.z);
+  const int m = slot.tile, head = blockIdx.y, batch = slot.batch;
+  const Sequence sequence(p, batch);
+  const int seqlen_q = sequence.seqlen_q();
+  if (VARLEN && m * BLOCK_M >= seqlen_q) return;
   const float4 *const sums =
       reinterpret_cast<const float4 *>(dq_tile(p, tile_index(p, batch, head, m)));
 #pragma unroll 4
@@ -105,8 +112,8 @@ FAGEN_DEVICE void convert(const fagen_params &p, uint16_t *turned) {
   constexpr int CHUNKS = HEAD_DIM / 8;
   for (int i = threadIdx.x; i < BLOCK_M * CHUNKS; i += ENDS_THREADS) {
     const int row = i / CHUNKS, chunk = i % CHUNKS, q = m * BLOCK_M + row;
-    if (q < p.seqlen_q)
-      reinterpret_cast<uint4 *>(row_of<uint16_t>(p.dq, batch, head, q))[chunk] =
+    if (q < seqlen_q)
+      row_of(sequence, p.dq, head, q)[chunk] =
           *reinterpret_cast<const uint4 *>(&turned[row * PITCH + 8 * chunk]);
   }
 }

@@ -14,17 +14,18 @@ FAGEN_DEVICE int first_key(int n, int w) {
 
 // The thread's eight elements of 16 queries from q0 on, a bit for each in the accumulator's order.
 template <class P>
-FAGEN_DEVICE uint32_t kept_of_16(const fagen_params &p, const P &pattern, int q0, int k) {
+FAGEN_DEVICE uint32_t kept_of_16(const P &pattern, int q0, int k) {
   uint32_t kept = 0;
 #pragma unroll 1
   for (int i = 0; i < 8; i++) {
     const int query = q0 + 2 * (threadIdx.x % 4) + i / 4 * 8 + i % 2, key = k + i / 2 % 2 * 8;
-    if (query < p.seqlen_q && key < p.seqlen_kv && pattern.keep(query, key)) kept |= 1 << i;
+    if (query < pattern.seqlen_q && key < p.seqlen_kv && pattern.keep(query, key))
+      kept |= 1 << i;
   }
   return kept;
 }
 template <BitPattern P>
-FAGEN_DEVICE uint32_t kept_of_16(const fagen_params &, const P &pattern, int q0, int k) {
+FAGEN_DEVICE uint32_t kept_of_16(const P &pattern, int q0, int k) {
   const int t = threadIdx.x % 4;
   const uint32_t a = pattern.query_bits(k, q0) >> 2 * t, b = pattern.query_bits(k + 8, q0) >> 2 * t;
   return (a & 3) | (b & 3) << 2 | (a >> 8 & 3) << 4 | (b >> 8 & 3) << 6;
@@ -42,7 +43,7 @@ struct MaskOf {
     const P pattern = walk.pattern(p);
     const int lane = threadIdx.x % 32, k = first_key(walk.n, w), q0 = walk.m * BLOCK_M;
     Tile kind = Tile::skip;
-    if (lane < BLOCK_M / 16) kind = tile_kind(p, pattern, q0 + 16 * lane, 16, k - lane / 4, 16);
+    if (lane < BLOCK_M / 16) kind = tile_kind(pattern, q0 + 16 * lane, 16, k - lane / 4, 16);
     const uint32_t some = __ballot_sync(FULL_WARP, kind != Tile::skip);
     const uint32_t full = __ballot_sync(FULL_WARP, kind == Tile::full);
 #pragma unroll
@@ -53,7 +54,7 @@ struct MaskOf {
         const int group = 4 * word + i;
         kept <<= 8;
         if (full >> group & 1) kept |= 255;
-        else if (some >> group & 1) kept |= kept_of_16(p, pattern, q0 + 16 * group, k);
+        else if (some >> group & 1) kept |= kept_of_16(pattern, q0 + 16 * group, k);
       }
       bits[word] = kept;
     }
@@ -78,7 +79,7 @@ struct MaskOf<P, true> {
     const int k = first_key(walk.n, w), q = walk.m * BLOCK_M + 2 * (threadIdx.x % 4);
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-      const Range kept = k + 8 * r < p.seqlen_kv ? pattern.column(k + 8 * r) : Range{0, 0};
+      const Range kept = k + 8 * r < pattern.seqlen_kv ? pattern.column(k + 8 * r) : Range{0, 0};
       const uint32_t from = q - kept.begin, count = max_of(kept.end - kept.begin, 0);
 #pragma unroll
       for (int j = 0; j < BLOCK_M / 8; j++) {

@@ -7,6 +7,7 @@
 #define FAGEN_ROWS_BWD_SM90_H
 
 #include "device/dq_bwd_sm90.h"
+#include "device/tails_bwd_sm90.h"
 
 struct Consumer {
   const fagen_params &p;
@@ -45,6 +46,7 @@ struct Consumer {
   template <bool MASKED>
   FAGEN_DEVICE void make_p_and_ds(Packed &p16, Packed &ds16, float (&dv)[DV / 2],
                                   const Walk &walk) const {
+    zero_queries_past_end(shared, walk);
     const Mask<MASKED> mask(p, w, walk);
     if constexpr (P_FP32) {
       Scores s, dp;
@@ -217,6 +219,7 @@ FAGEN_DEVICE void consume_rows(const fagen_params &p, uint32_t shared, int w, co
   barrier_wait(shared + K_FULL, 0);
   barrier_wait(shared + V_FULL, 0);
   Walk walk(p, shared);
+  zero_keys_past_end(shared, walk);
 #pragma unroll 1
   for (; walk.more(); walk.advance())
     if (walk.masked())
@@ -235,9 +238,19 @@ FAGEN_DEVICE void consume_rows(const fagen_params &p, uint32_t shared, int w, co
   fence_async_shared();
   named_sync(OUTPUT + w, 128);
   const KeyBlock block = key_block(p);
+  const Sequence sequence(p, block.batch);
+  if constexpr (VARLEN) {
+    const int first = block.n * BLOCK_N + 64 * w;
+    if (first + 64 > sequence.seqlen_kv()) {
+      store_keys<VTile, HEAD_DIM_V>(p.dv, consumer.v_rows(), first, block.kv_head, sequence);
+      store_keys<KTile, HEAD_DIM>(p.dk, consumer.k_rows(), first, block.kv_head, sequence);
+      return;
+    }
+  }
   if (threadIdx.x % 128 == 0) {
-    send_output<VTile>(dv_map, consumer.v_rows(), block.n * BLOCK_N + 64 * w, block);
-    send_output<KTile>(dk_map, consumer.k_rows(), block.n * BLOCK_N + 64 * w, block);
+    const int row = sequence.first_kv() + block.n * BLOCK_N + 64 * w;
+    send_output<VTile>(dv_map, consumer.v_rows(), row, block);
+    send_output<KTile>(dk_map, consumer.k_rows(), row, block);
     bulk_commit();
     bulk_wait_read<0>();
   }

@@ -35,15 +35,23 @@ FAGEN_DEVICE void receive_p(uint32_t shared, Packed &p16, int c) {
 }
 
 // A finished result takes the place of the operand it had in shared memory.
-template <class T, int N>
+template <class T, int COLUMNS, int N>
 FAGEN_DEVICE void output(const fagen_params &p, uint32_t rows, const float (&d)[N / 2], float scale,
-                         const TensorMap *map, int w) {
+                         const TensorMap *map, const fagen_view &view, int w) {
   stage_output<T, N>(rows, d, scale);
   fence_async_shared();
   named_sync(OUTPUT + w, 128);
   const KeyBlock block = key_block(p);
+  const Sequence sequence(p, block.batch);
+  if constexpr (VARLEN) {
+    const int first = block.n * BLOCK_N;
+    if (first + 64 > sequence.seqlen_kv()) {
+      store_keys<T, COLUMNS>(view, rows, first, block.kv_head, sequence);
+      return;
+    }
+  }
   if (threadIdx.x % 128 == 0) {
-    send_output<T>(map, rows, block.n * BLOCK_N, block);
+    send_output<T>(map, rows, sequence.first_kv() + block.n * BLOCK_N, block);
     bulk_commit();
     bulk_wait_read<0>();
   }
@@ -56,9 +64,11 @@ FAGEN_DEVICE void value_side(const Consumer &consumer, const TensorMap *dv_map) 
   for (int i = 0; i < DV / 2; i++) dv[i] = 0.f;
   barrier_wait(shared + K_FULL, 0);
   Walk walk(consumer.p, shared);
+  zero_keys_past_end(shared, walk);
 #pragma unroll 1
   for (; walk.more(); walk.advance()) {
     const int c = walk.c;
+    zero_queries_past_end(shared, walk);
     Packed p16;
     {
       Scores s;
@@ -84,7 +94,7 @@ FAGEN_DEVICE void value_side(const Consumer &consumer, const TensorMap *dv_map) 
   barrier_wait(shared + V_FULL, 0);
   // The key side reads V until its last dP is done; then it lets go of that step's dO.
   if (walk.steps() > 0) wait_full<STAGES_DO>(shared + DO_EMPTY, walk.steps() - 1);
-  output<VTile, DV>(consumer.p, shared + AT_V, dv, 1.f, dv_map, 0);
+  output<VTile, HEAD_DIM_V, DV>(consumer.p, shared + AT_V, dv, 1.f, dv_map, consumer.p.dv, 0);
 }
 
 FAGEN_DEVICE void key_side(const Consumer &consumer, const TensorMap *dk_map) {
@@ -94,9 +104,11 @@ FAGEN_DEVICE void key_side(const Consumer &consumer, const TensorMap *dk_map) {
   for (int i = 0; i < D / 2; i++) dk[i] = 0.f;
   barrier_wait(shared + V_FULL, 0);
   Walk walk(consumer.p, shared);
+  zero_keys_past_end(shared, walk);
 #pragma unroll 1
   for (; walk.more(); walk.advance()) {
     const int c = walk.c;
+    zero_queries_past_end(shared, walk);
     Packed ds16;
     {
       Scores dp;
@@ -121,7 +133,8 @@ FAGEN_DEVICE void key_side(const Consumer &consumer, const TensorMap *dk_map) {
   barrier_wait(shared + K_FULL, 0);
   // The last dQ, and before it the last scores, read K.
   await_last_dq(shared, walk.steps());
-  output<KTile, D>(consumer.p, shared + AT_K, dk, consumer.p.scale, dk_map, 1);
+  output<KTile, HEAD_DIM, D>(consumer.p, shared + AT_K, dk, consumer.p.scale, dk_map,
+                             consumer.p.dk, 1);
 }
 
 FAGEN_DEVICE void consume_split(const fagen_params &p, uint32_t shared, int side,

@@ -135,7 +135,8 @@ FAGEN_DEVICE void stage_output(uint32_t rows, const float (&d)[N / 2], float sca
 template <class T>
 FAGEN_DEVICE void send_output(const TensorMap *map, uint32_t rows, int row, const KeyBlock &block) {
   for (int i = 0; i < T::count; i++)
-    tma_store(map, rows + i * T::panel_bytes, i * T::panel_columns, row, block.kv_head, block.batch);
+    tma_store(map, rows + i * T::panel_bytes, i * T::panel_columns, row, block.kv_head,
+              entry_of(block.batch));
 }
 
 #endif

@@ -37,14 +37,15 @@ FAGEN_DEVICE Note read_note(uint32_t shared, int c) {
 template <class P, class F>
 FAGEN_DEVICE void find_steps(const fagen_params &p, const KeyBlock &block, F visit) {
   const int first = block.kv_head * group_size(p), end = first + group_size(p);
-  const int lane = threadIdx.x % 32, tiles = query_tiles(p);
+  const int lane = threadIdx.x % 32;
+  const int tiles = tiles_of(Sequence(p, block.batch).seqlen_q(), BLOCK_M);
 #pragma unroll 1
   for (int head = first; head < end; head++) {
-    const P pattern = pattern_of<P>(p, block.batch, head);
+    const P pattern = head_pattern<P>(p, block.batch, head);
 #pragma unroll 1
     for (int m0 = 0; m0 < tiles; m0 += 32) {
       const Tile kind =
-          tile_kind(p, pattern, (m0 + lane) * BLOCK_M, BLOCK_M, block.n * BLOCK_N, BLOCK_N);
+          tile_kind(pattern, (m0 + lane) * BLOCK_M, BLOCK_M, block.n * BLOCK_N, BLOCK_N);
       uint32_t some = __ballot_sync(FULL_WARP, kind != Tile::skip);
       const uint32_t full = __ballot_sync(FULL_WARP, kind == Tile::full);
       if (lane == 0)
@@ -97,13 +98,12 @@ template <class P>
 struct WalkOf {
   uint32_t shared;
   KeyBlock block;
+  Lengths lengths;
   int n, c = 0, m = 0, head = 0;
   bool needs_mask = true;
   FAGEN_DEVICE WalkOf(const fagen_params &p, uint32_t shared)
-      : shared(shared), block(key_block(p)), n(block.n) {}
-  FAGEN_DEVICE P pattern(const fagen_params &p) const {
-    return pattern_of<P>(p, block.batch, head);
-  }
+      : shared(shared), block(key_block(p)), lengths(Sequence(p, block.batch).lengths()),
+        n(block.n) {}
   FAGEN_DEVICE bool more() {
     wait_full<STAGES_Q>(shared + Q_FULL, c);
     const Note note = read_note(shared, c);
@@ -113,22 +113,27 @@ struct WalkOf {
   FAGEN_DEVICE void advance() { c++; }
   FAGEN_DEVICE bool masked() const { return needs_mask; }
   FAGEN_DEVICE int steps() const { return c; }
+  FAGEN_DEVICE P pattern(const fagen_params &p) const {
+    if constexpr (VARLEN) return P(lengths);
+    else return pattern_of<P>(p, block.batch, head);
+  }
 };
 
 // One run: the same tiles again for each head of the group.
 template <OneRun P>
 struct WalkOf<P> {
   KeyBlock block;
+  Lengths lengths;
   int n;
   Span span;
   int count, c = 0, m;
   FAGEN_DEVICE WalkOf(const fagen_params &p, uint32_t)
       : block(key_block(p)),
+        lengths(Sequence(p, block.batch).lengths()),
         n(block.n),
         span(query_span<P>(p, block)),
         count((span.end - span.begin) * group_size(p)),
         m(span.begin) {}
-  FAGEN_DEVICE P pattern(const fagen_params &p) const { return pattern_of<P>(p, block.batch, 0); }
   FAGEN_DEVICE bool more() const { return c < count; }
   FAGEN_DEVICE void advance() {
     c++;
@@ -136,6 +141,10 @@ struct WalkOf<P> {
   }
   FAGEN_DEVICE bool masked() const { return span.masked(m); }
   FAGEN_DEVICE int steps() const { return count; }
+  FAGEN_DEVICE P pattern(const fagen_params &p) const {
+    if constexpr (VARLEN) return P(lengths);
+    else return pattern_of<P>(p, block.batch, 0);
+  }
 };
 using Walk = WalkOf<Pattern>;
 

@@ -16,16 +16,16 @@ struct Turn {
   int mine, pass;  // what to wait for, and what to add when done
 };
 template <class P>
-FAGEN_DEVICE Turn turn_of(const fagen_params &p, const P &pattern, int n, int m) {
-  return {n, next_key_block(p, pattern, m, n + 1) - n};
+FAGEN_DEVICE Turn turn_of(const P &pattern, int n, int m) {
+  return {n, next_key_block(pattern, m, n + 1) - n};
 }
 template <OneRun P>
-FAGEN_DEVICE Turn turn_of(const fagen_params &p, const P &pattern, int n, int m) {
+FAGEN_DEVICE Turn turn_of(const P &pattern, int n, int m) {
   const int q0 = m * BLOCK_M;
-  return {n - pattern.keys(q0, min_of(q0 + BLOCK_M, p.seqlen_q)).begin / BLOCK_N, 1};
+  return {n - pattern.keys(q0, min_of(q0 + BLOCK_M, pattern.seqlen_q)).begin / BLOCK_N, 1};
 }
-FAGEN_DEVICE int first_turn(const fagen_params &p, const Pattern &pattern, int m) {
-  return NOTED ? next_key_block(p, pattern, m, 0) : 0;
+FAGEN_DEVICE int first_turn(const Pattern &pattern, int m) {
+  return NOTED ? next_key_block(pattern, m, 0) : 0;
 }
 FAGEN_DEVICE void await_turn(const int *turn, int mine) {
   int now;

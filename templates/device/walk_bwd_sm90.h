@@ -3,21 +3,32 @@
 #define FAGEN_WALK_BWD_SM90_H
 
 #include "device/layout_bwd_sm90.h"
+#include "device/sequence.h"
 
-// The keys BLOCK_N * n .. of one key/value head.
+// The keys BLOCK_N * n .. of one key/value head of a sequence.
 struct KeyBlock {
   int n, kv_head, batch;
 };
 
-// Where the query tiles are one run: begin..end-1 touch the keys; those in full_begin..full_end-1 need no mask.
+// Where the query tiles are one run: begin..end-1 touch the keys; those in full_begin..full_end-1
+// need no mask.
 struct Span {
   int begin, end, full_begin, full_end;
   FAGEN_DEVICE bool masked(int m) const { return m < full_begin || m >= full_end; }
 };
 
 FAGEN_DEVICE int tiles_of(int rows, int size) { return (rows + size - 1) / size; }
-FAGEN_DEVICE int query_tiles(const fagen_params &p) { return tiles_of(p.seqlen_q, BLOCK_M); }
 FAGEN_DEVICE int group_size(const fagen_params &p) { return p.heads / p.kv_heads; }
+
+// Entries of the tensors along their batch dimension: packed sequences are one.
+FAGEN_DEVICE int entries(const fagen_params &p) { return VARLEN ? 1 : p.batch; }
+FAGEN_DEVICE int entry_of(int batch) { return VARLEN ? 0 : batch; }
+
+template <class P>
+FAGEN_DEVICE P head_pattern(const fagen_params &p, int batch, int head) {
+  if constexpr (VARLEN) return P(Sequence(p, batch).lengths());
+  else return pattern_of<P>(p, batch, head);
+}
 
 // Heads whose queries and dQ fit in the L2 cache together are one section. Inside it the heads
 // alternate, so that the first key blocks of all of them, the longest under a causal mask, start
@@ -26,7 +37,7 @@ FAGEN_DEVICE int heads_per_section(const fagen_params &p) {
   if (ORDER == Order::by_head) return 1;
   constexpr float SECTION_BYTES = 40e6f;
   const float head = static_cast<float>(group_size(p)) * p.seqlen_q * (2 * (D + DV) + 4 * D);
-  return max_of(1, min_of(p.batch * p.kv_heads, static_cast<int>(SECTION_BYTES / head)));
+  return max_of(1, min_of(entries(p) * p.kv_heads, static_cast<int>(SECTION_BYTES / head)));
 }
 
 // Read anew wherever it is needed: cheaper than registers held through the main loop. All lanes of
@@ -34,45 +45,56 @@ FAGEN_DEVICE int heads_per_section(const fagen_params &p) {
 FAGEN_DEVICE KeyBlock key_block(const fagen_params &p) {
   int tile;
   asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(tile));
-  const int blocks = tiles_of(p.seqlen_kv, BLOCK_N), heads = p.batch * p.kv_heads;
+  const int heads = entries(p) * p.kv_heads;
+  const int blocks = VARLEN ? p.total_kv / BLOCK_N + p.batch : tiles_of(p.seqlen_kv, BLOCK_N);
   const int wide = heads_per_section(p), section = tile / (wide * blocks);
   const int inside = tile - section * wide * blocks, width = min_of(wide, heads - section * wide);
   const int head = section * wide + inside % width;
-  return {uniform(inside / width), uniform(head % p.kv_heads), uniform(head / p.kv_heads)};
+  if constexpr (VARLEN) {
+    const Slot slot = kv_slot(p, BLOCK_N, inside / width, 0);
+    return {uniform(slot.tile), uniform(head), uniform(slot.batch)};
+  } else {
+    return {uniform(inside / width), uniform(head % p.kv_heads), uniform(head / p.kv_heads)};
+  }
+}
+
+// A packed batch has a few blocks more than its sequences need.
+FAGEN_DEVICE bool has_keys(const fagen_params &p, const KeyBlock &block) {
+  return block.n * BLOCK_N < Sequence(p, block.batch).seqlen_kv();
 }
 
 template <IntervalPattern P>
 FAGEN_DEVICE Span query_span(const fagen_params &p, const KeyBlock &block) {
-  const P pattern = pattern_of<P>(p, block.batch, 0);
-  const int k0 = block.n * BLOCK_N, k1 = min_of(k0 + BLOCK_N, p.seqlen_kv);
+  const P pattern = head_pattern<P>(p, block.batch, 0);
+  const int k0 = block.n * BLOCK_N, k1 = min_of(k0 + BLOCK_N, pattern.seqlen_kv);
   const Range some = pattern.queries(k0, k1), all = pattern.full_queries(k0, k1);
   Span span;
   span.begin = some.begin / BLOCK_M;
   span.end = some.begin < some.end ? tiles_of(some.end, BLOCK_M) : span.begin;
   span.full_begin = tiles_of(all.begin, BLOCK_M);
-  span.full_end = all.end >= p.seqlen_q ? span.end : all.end / BLOCK_M;
+  span.full_end = all.end >= pattern.seqlen_q ? span.end : all.end / BLOCK_M;
   if (k1 < k0 + BLOCK_N) span.full_begin = span.end;  // keys past the end need the mask everywhere
   return span;
 }
 
 // What the pattern says of `rows` queries by `keys` keys, ends clipped; full only if all are there.
-FAGEN_DEVICE Tile tile_kind(const fagen_params &p, const Pattern &pattern, int q0, int rows, int k0,
-                            int keys) {
-  if (q0 >= p.seqlen_q || k0 >= p.seqlen_kv) return Tile::skip;
-  const int q1 = min_of(q0 + rows, p.seqlen_q), k1 = min_of(k0 + keys, p.seqlen_kv);
+FAGEN_DEVICE Tile tile_kind(const Pattern &pattern, int q0, int rows, int k0, int keys) {
+  if (q0 >= pattern.seqlen_q || k0 >= pattern.seqlen_kv) return Tile::skip;
+  const int q1 = min_of(q0 + rows, pattern.seqlen_q), k1 = min_of(k0 + keys, pattern.seqlen_kv);
   const Tile kind = pattern.tile(q0, q1, k0, k1);
   return kind == Tile::full && k1 < k0 + keys ? Tile::partial : kind;
 }
 
 // The first key block from n on that sees query tile m, or one that does not if none does.
-FAGEN_DEVICE int next_key_block(const fagen_params &p, const Pattern &pattern, int m, int n) {
-  const int q0 = m * BLOCK_M, q1 = min_of(q0 + BLOCK_M, p.seqlen_q);
+FAGEN_DEVICE int next_key_block(const Pattern &pattern, int m, int n) {
+  const int q0 = m * BLOCK_M, q1 = min_of(q0 + BLOCK_M, pattern.seqlen_q);
   return pattern.next_key(q0, q1, n * BLOCK_N) / BLOCK_N;
 }
 
-// The place of a query tile in scratch memory: (batch, head, query tile).
+// The place of a query tile in scratch memory.
 FAGEN_DEVICE int tile_index(const fagen_params &p, int batch, int head, int m) {
-  return (batch * p.heads + head) * query_tiles(p) + m;
+  if constexpr (VARLEN) return static_cast<int>(Sequence(p, batch).q_block(BLOCK_M, head, m));
+  else return (batch * p.heads + head) * tiles_of(p.seqlen_q, BLOCK_M) + m;
 }
 
 #endif

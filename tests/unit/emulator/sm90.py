@@ -194,7 +194,8 @@ class EmulatedLibrary:
 
 
 def _workload(p: Params) -> Workload:
-    return Workload(p.batch, p.heads, p.kv_heads, p.seqlen_q, p.seqlen_kv)
+    totals = {"total_q": p.total_q, "total_kv": p.total_kv} if p.cu_q else {}
+    return Workload(p.batch, p.heads, p.kv_heads, p.seqlen_q, p.seqlen_kv, **totals)
 
 
 def _map(wanted: TensorMap, params: Params, w: Workload) -> Map:
@@ -202,7 +203,9 @@ def _map(wanted: TensorMap, params: Params, w: Workload) -> Map:
     view: View = getattr(params, wanted.tensor)
     of_keys = wanted.tensor in ("k", "v", "dk", "dv")
     rows, heads = (w.seqlen_kv, w.kv_heads) if of_keys else (w.seqlen_q, w.heads)
-    dims: Any = (wanted.head_dim, rows, heads, w.batch)
+    if w.packed:
+        rows = w.total_kv if of_keys else w.total_q
+    dims: Any = (wanted.head_dim, rows, heads, 1 if w.packed else w.batch)
     strides = [2 * s for s in (1, view.row_stride, view.head_stride, view.batch_stride)]
     for dim, stride in zip(dims[1:], strides[1:], strict=True):
         if dim > 1 and stride % 16:
