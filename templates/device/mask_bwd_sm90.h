@@ -19,7 +19,7 @@ FAGEN_DEVICE uint32_t kept_of_16(const P &pattern, int q0, int k) {
 #pragma unroll 1
   for (int i = 0; i < 8; i++) {
     const int query = q0 + 2 * (threadIdx.x % 4) + i / 4 * 8 + i % 2, key = k + i / 2 % 2 * 8;
-    if (query < pattern.seqlen_q && key < p.seqlen_kv && pattern.keep(query, key))
+    if (query < pattern.seqlen_q && key < pattern.seqlen_kv && pattern.keep(query, key))
       kept |= 1 << i;
   }
   return kept;

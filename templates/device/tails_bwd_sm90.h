@@ -14,7 +14,7 @@ FAGEN_DEVICE void zero_rows(uint32_t tile, int first) {
   for (int i = 0; i < T::count; i++)
     for (int at = first * T::swizzle + 16 * thread; at < T::panel_bytes; at += 16 * 128 * CONSUMERS)
       asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(tile + i * T::panel_bytes + at),
-                   "r"(0)
+                   "r"(0u)
                    : "memory");
 }
 FAGEN_DEVICE void meet_after_zeroing() {

@@ -23,7 +23,9 @@ from fagen.cases import Case, long_list  # noqa: E402
 from fagen.errors import RunError, WrongResult  # noqa: E402
 from fagen.families.base import Space, parse_config  # noqa: E402
 from fagen.families.sm90 import SM90  # noqa: E402
+from fagen.inputs import copied  # noqa: E402
 from fagen.model import Candidate, Problem, Target, Workload  # noqa: E402
+from fagen.pieces import Pieces  # noqa: E402
 from fagen.verify import Checker  # noqa: E402
 from tests.unit.emulator.ptx_sm90 import translate  # noqa: E402
 from tests.unit.emulator.sm90 import Edit, Emulator  # noqa: E402
@@ -155,6 +157,54 @@ BACKWARD: tuple[Row, ...] = (
 @pytest.mark.parametrize("row", BACKWARD, ids=name)
 def test_backward(emulator: Emulator, checker: Checker, row: Row) -> None:
     check(emulator, checker, row, BACKWARD_CASES)
+
+
+PACKED_CASES = {
+    case("b5-h4x2-s193x257-t400x500", layout="bshd", dlse=True): {"late": 1},
+    case("b9-h2-s300x77-t307x80", layout="padded"): {"late": 0, "seed": 1, "sms": 3},
+    case("b3-h2x1-s1x129-t2x200", scale=0.3): {"late": 0, "sms": 1},
+    case("b3-h2x1-s161x290-t300x600", "falling"): {"late": 1, "seed": 2},
+}
+PACKED: tuple[Row, ...] = (
+    ("bwd-bf16-d64-causal+varlen", {}),
+    ("bwd-fp16-d72-window20x5+varlen", {"dq": "delayed", "stages_ds": 3}),
+    ("bwd-bf16-d64-longformer-w64-g20+deterministic+varlen", {"dq": "own", "block_m": 64}),
+    ("bwd-bf16-d256-dense+varlen", {}),
+)
+
+
+@pytest.mark.parametrize("row", PACKED, ids=name)
+def test_packed_backward(emulator: Emulator, checker: Checker, row: Row) -> None:
+    check(emulator, checker, row, PACKED_CASES)
+
+
+@pytest.mark.parametrize("row", PACKED, ids=name)
+def test_a_sequence_does_not_see_the_next(
+    emulator: Emulator, checker: Checker, row: Row
+) -> None:
+    """Nothing comes of what is not a number in the rows behind a sequence's end."""
+    candidate, one = candidate_of(row), case("b3-h2x1-s161x290-t300x600")
+    problem = candidate.problem
+    inputs = dict(checker.prepared(problem, one).inputs)
+    starts = dict(zip(("q", "kv"), Pieces.of(problem, one.workload).starts, strict=True))
+
+    def results() -> list[Any]:
+        library = emulator.library(candidate, late=1)
+        call = Call.bind(library, problem, one, inputs, "cpu", 1)
+        call.poison()
+        call()
+        outside = {"dq": starts["q"], "dk": starts["kv"], "dv": starts["kv"]}
+        return [part for name, (_, first, end, last) in outside.items()
+                for part in (call.outputs[name].values[:, :, :first],
+                             call.outputs[name].values[:, :, end:last])]
+
+    clean = [part.clone() for part in results()]
+    inputs |= copied(problem, one, {name: inputs[name] for name in ("q", "k", "v", "dout")})
+    for tensor in ("q", "k", "v", "dout"):
+        _, first, end, _ = starts["kv" if tensor in "kv" else "q"]
+        inputs[tensor].values[:, :, first:end] = float("nan")
+    for before, after in zip(clean, results(), strict=True):
+        assert torch.equal(before, after)
 
 
 def test_more_query_tiles_than_a_warp_asks_for_at_once(
