@@ -167,7 +167,7 @@ PACKED_CASES = {
 }
 PACKED: tuple[Row, ...] = (
     ("bwd-bf16-d64-causal+varlen", {}),
-    ("bwd-fp16-d72-window20x5+varlen", {"dq": "delayed", "stages_ds": 3}),
+    ("bwd-fp16-d128-window20x5+varlen", {}),
     ("bwd-bf16-d64-longformer-w64-g20+deterministic+varlen", {"dq": "own", "block_m": 64}),
     ("bwd-bf16-d256-dense+varlen", {}),
 )
