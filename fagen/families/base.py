@@ -15,7 +15,6 @@ from typing import Any
 
 from fagen.errors import UsageError
 from fagen.model import Candidate, Problem, Target, Workload
-from fagen.patterns import Band
 
 Choice = int | bool | str
 
@@ -159,12 +158,8 @@ class Rule:
     holds: Callable[[Candidate], bool]
 
 
-# What a family's kernels serve, if not everything.
+# What the GPU families' kernels serve.
 HALVES = Rule("16-bit elements", lambda c: c.problem.element_bytes == 2)
-SEPARATE = Rule("sequences are not packed (+varlen)",
-                lambda c: "varlen" not in c.problem.features)
-BANDS = Rule("the pattern is a band: dense, causal or a window",
-             lambda c: isinstance(c.problem.pattern, Band))
 
 
 @dataclass(frozen=True)

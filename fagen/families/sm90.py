@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 from fagen.families.base import (
     HALVES,
-    SEPARATE,
     Family,
     Kernel,
     Plan,
@@ -20,7 +19,7 @@ from fagen.families.base import (
 from fagen.families.sm90_bwd import BWD
 from fagen.families.sm90_sizes import padded, swizzle
 from fagen.model import Candidate, Problem, Target, Workload
-from fagen.patterns import UNBOUNDED, Band, BlockDiagonal, Pattern
+from fagen.patterns import UNBOUNDED, Band, BlockDiagonal
 
 CONTROL_BYTES = 512  # barriers and tile notes, see struct Control of the template
 RESERVED_SHARED = 1024  # what the system keeps of each CTA's shared memory
@@ -72,7 +71,7 @@ class ForwardConfig:
     def registers(self, problem: Problem) -> int:
         """What a consumer thread gets; the formula of the template."""
         launch = REGISTERS_PER_SM // (self.threads * self.ctas_per_sm) // 8 * 8
-        few, many = (32, 40) if problem.pattern.interval else (40, 56)
+        few, many = (32, 40) if _counted(problem) else (40, 56)
         producer = few if self.warpgroups > 2 else many
         left = (launch * (self.warpgroups + 1) - producer) // self.warpgroups // 8 * 8
         return min(256, left)
@@ -96,8 +95,16 @@ def fits(config: ForwardConfig, problem: Problem, target: Target) -> bool:
     return shared <= target.shared_bytes and per_sm <= SHARED_PER_SM
 
 
-def _unequal(pattern: Pattern) -> bool:
+def _counted(problem: Problem) -> bool:
+    """Do consumers count the blocks of a tile themselves?"""
+    return problem.pattern.interval and "varlen" not in problem.features
+
+
+def _unequal(problem: Problem) -> bool:
     """Do tiles differ in length all along, as under a causal mask?"""
+    pattern = problem.pattern
+    if "varlen" in problem.features:
+        return True
     if isinstance(pattern, Band):
         return (pattern.left == UNBOUNDED) != (pattern.right == UNBOUNDED)
     return not isinstance(pattern, BlockDiagonal)
@@ -105,18 +112,15 @@ def _unequal(pattern: Pattern) -> bool:
 
 def _others(problem: Problem) -> int:
     """Registers for everything else, many of them for masks."""
-    return 28 if problem.pattern.interval else 44
+    return 28 if _counted(problem) else 44
 
 
 FORWARD_RULES = (
-    Rule("the pattern is known when the kernel is compiled",
-         lambda c: not c.problem.pattern.is_data),
     HALVES,
-    SEPARATE,
     Rule("Q, the K and V stages and the staged O fit shared memory", _fits),
     Rule(
         "scores, probabilities and output leave a consumer thread 28 registers, or 44 where rows "
-        "are no runs of keys",
+        "are no runs of keys, or packed",
         lambda c: c.config.accumulators(c.problem) + _others(c.problem)
         <= c.config.registers(c.problem),
     ),
@@ -126,7 +130,7 @@ FORWARD_RULES = (
     ),
     Rule(
         "tiles of unequal length are not dealt out in advance, equal ones need no counter",
-        lambda c: c.config.schedule != ("strided" if _unequal(c.problem.pattern) else "dynamic"),
+        lambda c: c.config.schedule != ("strided" if _unequal(c.problem) else "dynamic"),
     ),
     Rule(
         "a CTA with one tile needs one buffer for queries; others have two where they fit",
@@ -183,9 +187,9 @@ _SPARSE_TILES = ((128, 2, 128, 2), (160, 2, 96, 2), (192, 2, 80, 2), (256, 2, 64
 
 def forward_default(problem: Problem, target: Target) -> ForwardConfig:
     widest = max(padded(problem.head_dim), padded(problem.head_dim_v))
-    tiles = _TILES if problem.pattern.interval else _SPARSE_TILES
+    tiles = _TILES if _counted(problem) else _SPARSE_TILES
     _, warpgroups, block_n, stages = next(row for row in tiles if widest <= row[0])
-    schedule = "dynamic" if _unequal(problem.pattern) else "strided"
+    schedule = "dynamic" if _unequal(problem) else "strided"
     choices = [
         ForwardConfig(warpgroups, block_n, stages, q_buffers, schedule=schedule, epilogue=epilogue)
         for q_buffers in (2, 1)
@@ -197,7 +201,7 @@ def forward_default(problem: Problem, target: Target) -> ForwardConfig:
 def forward_bytes(c: Candidate, w: Workload) -> int:
     """Q, O and LSE once; K and V once for each query tile of a head, as far as the mask reaches."""
     problem, size = c.problem, c.problem.element_bytes
-    rows = w.batch * w.heads * w.seqlen_q
+    rows = w.rows_q * w.heads
     block_m: int = c.config.block_m
     keys_read = w.kept(problem) // block_m
     dims = problem.head_dim + problem.head_dim_v

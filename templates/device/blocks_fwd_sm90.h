@@ -17,6 +17,15 @@ constexpr bool cuts_right() {
 }
 constexpr bool CUTS_LEFT = cuts_left<Pattern>(), CUTS_RIGHT = cuts_right<Pattern>();
 
+// The pattern that a tile's rows follow.
+template <class P = Pattern>
+FAGEN_DEVICE P pattern_of_tile(const fagen_params &p, const Note &tile) {
+  return Sequence(p, tile.batch).template pattern<P>(tile.head);
+}
+
+// The entry of the batch as tensor maps count: packed sequences are one.
+FAGEN_DEVICE int map_entry(int batch) { return VARLEN ? 0 : batch; }
+
 // Blocks [begin, end) hold a kept key, [clean_begin, clean_end) need no mask.
 struct Blocks {
   int begin, end, clean_begin, clean_end;
@@ -38,7 +47,7 @@ FAGEN_DEVICE Blocks blocks_of(const P &pattern, int row, int rows, int seqlen_q)
 constexpr Longest LONGEST = !IntervalPattern<Pattern> ? Longest::either
                             : CUTS_RIGHT && !CUTS_LEFT ? Longest::last
                                                        : Longest::none;
-using Order = TileOrder<BLOCK_M, LONGEST>;
+using Order = TileOrder<BLOCK_M, LONGEST, VARLEN>;
 constexpr int64_t SECTION_BYTES = 32 << 20;
 
 // --- the elements of a block ------------------------------------------------------------------
@@ -59,6 +68,27 @@ struct RowMask {
     for (int i = 0; i < 32 && 32 * word + i < BLOCK_N / 4; i++) {
       const int key = column + 128 * word + 8 * (i >> 1) + (i & 1);
       bits |= uint32_t((key < pattern.seqlen_kv) & pattern.keep(row, key)) << i;
+    }
+    return bits;
+  }
+};
+
+// 16 columns at once: of these a thread has two, and the two 8 further.
+template <BitPattern P>
+struct RowMask<P> {
+  const P &pattern;
+  const int row, column;
+
+  FAGEN_DEVICE RowMask(const P &pattern, int row, int column)
+      : pattern(pattern), row(row), column(column) {}
+
+  FAGEN_DEVICE uint32_t word(int word) const {
+    uint32_t bits = 0;
+#pragma unroll 4
+    for (int i = 0; i < 8 && 128 * word + 16 * i < BLOCK_N; i++) {
+      const uint32_t kept =
+          pattern.key_bits(row, (column & ~15) + 128 * word + 16 * i) >> (column & 15);
+      bits |= ((kept & 3) | (kept >> 6 & 12)) << 4 * i;
     }
     return bits;
   }

@@ -6,6 +6,7 @@
 #include <stddef.h>
 
 #include "device/barrier_sm90.h"
+#include "device/sequence.h"
 #include "device/tiles_sm90.h"
 #include "device/wgmma_sm90.h"
 
@@ -20,10 +21,15 @@ using OTile = Panels<64, V_DIM>;
 static_assert(!PING_PONG || WARPGROUPS > 1);
 constexpr bool CROSS_TILE = SCHEDULE != Schedule::grid;
 
+// Where every row keeps one run of keys, consumers count the blocks of a tile themselves. Else, and
+// with packed sequences, the producer lists them.
+template <class P>
+concept RunsOfKeys = IntervalPattern<P> && !VARLEN;
+
 // Registers per thread: the launch gives every warpgroup the same, the consumers need most.
 constexpr int LAUNCH_REGISTERS = 65536 / (THREADS * CTAS_PER_SM) / 8 * 8;
 constexpr int PRODUCER_REGISTERS =
-    Pattern::interval ? (WARPGROUPS > 2 ? 32 : 40) : (WARPGROUPS > 2 ? 40 : 56);
+    RunsOfKeys<Pattern> ? (WARPGROUPS > 2 ? 32 : 40) : (WARPGROUPS > 2 ? 40 : 56);
 constexpr int LEFT_REGISTERS =
     (LAUNCH_REGISTERS * (WARPGROUPS + 1) - PRODUCER_REGISTERS) / WARPGROUPS / 8 * 8;
 constexpr int CONSUMER_REGISTERS = LEFT_REGISTERS < 256 ? LEFT_REGISTERS : 256;
@@ -58,9 +64,10 @@ struct Control {
   int checked;            // tiles whose overflow was looked at; here because registers are dear
   uint64_t q_full[Q_BUFFERS][WARPGROUPS], q_empty[Q_BUFFERS][WARPGROUPS];
   uint64_t k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
-  // Where the pattern's rows are no runs:
+  // Where the producer lists blocks:
   Visit visit[STAGES];  // of the block in each K stage
   unsigned index;       // of the next tile
+  uint64_t v_landed;    // V is here, but must be cut at the sequence's end
 };
 static_assert(sizeof(Control) <= CONTROL_BYTES);
 
@@ -104,6 +111,8 @@ struct Shared {
     return barrier(offsetof(Control, v_empty), stage);
   }
 
+  FAGEN_DEVICE uint32_t v_landed() const { return barrier(offsetof(Control, v_landed), 0); }
+
   FAGEN_DEVICE uint32_t barrier(int array, int i) const {
     return base + CONTROL_AT + array + 8 * i;
   }
@@ -119,6 +128,7 @@ struct Shared {
       barrier_init(k_empty(i), WARPGROUPS);
       barrier_init(v_empty(i), WARPGROUPS);
     }
+    if constexpr (VARLEN) barrier_init(v_landed(), 1);
     barrier_init_fence();
     control().checked = 0;
   }

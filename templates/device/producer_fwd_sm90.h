@@ -12,7 +12,6 @@ struct Loads {
   };
 
   const fagen_params &p;
-  const Pattern &pattern;
   const TensorMap *map_q, *map_k, *map_v;
   const Shared &shared;
   const Order order;
@@ -26,18 +25,22 @@ struct Loads {
     k.advance();
   }
   FAGEN_DEVICE void load_v(const Keys &keys, int block) {
-    barrier_wait(shared.v_empty(v.stage), v.parity ^ 1);
-    load_block<VTile>(map_v, shared.v(v.stage), shared.v_full(v.stage), keys, block);
+    fill_v(keys, block, shared.v_full(v.stage));
     v.advance();
   }
+  FAGEN_DEVICE void fill_v(const Keys &keys, int block, uint32_t full) const {
+    barrier_wait(shared.v_empty(v.stage), v.parity ^ 1);
+    load_block<VTile>(map_v, shared.v(v.stage), full, keys, block);
+  }
   template <class T>
-  static FAGEN_DEVICE void load_block(const TensorMap *map, uint32_t to, uint32_t full,
-                                      const Keys &keys, int block) {
+  FAGEN_DEVICE void load_block(const TensorMap *map, uint32_t to, uint32_t full, const Keys &keys,
+                               int block) const {
+    const int row = Sequence(p, keys.batch).first_kv() + block * BLOCK_N;
     barrier_expect(full, T::bytes);
 #pragma unroll
     for (int i = 0; i < T::count; i++)
-      tma_load(to + i * T::panel_bytes, map, full, i * T::panel_columns, block * BLOCK_N, keys.head,
-               keys.batch, EVICT_LAST);
+      tma_load(to + i * T::panel_bytes, map, full, i * T::panel_columns, row, keys.head,
+               map_entry(keys.batch), EVICT_LAST);
   }
 
   // Its slot is long free: fewer tiles are in flight than there are notes.
@@ -57,12 +60,12 @@ struct Loads {
         barrier_arrive(full);
         continue;
       }
+      const int row = Sequence(p, tile.batch).first_q() + tile.block * BLOCK_M + group * 64;
       barrier_expect(full, QTile::bytes);
 #pragma unroll 1
       for (int i = 0; i < QTile::count; i++)
         tma_load(shared.q(q.stage, group) + i * QTile::panel_bytes, map_q, full,
-                 i * QTile::panel_columns, tile.block * BLOCK_M + group * 64, tile.head, tile.batch,
-                 EVICT_FIRST);
+                 i * QTile::panel_columns, row, tile.head, map_entry(tile.batch), EVICT_FIRST);
     }
     q.advance();
     sent++;
@@ -95,7 +98,7 @@ template <class P>
 struct Producer;
 
 // Where the pattern's rows are runs of keys, one thread does it all.
-template <IntervalPattern P>
+template <RunsOfKeys P>
 struct Producer<P> : Loads {
   static constexpr bool whole_warp = false;
 
@@ -114,6 +117,7 @@ struct Producer<P> : Loads {
         const QueryTile next = order.at(index);
         tile = Note{next.block, next.head, next.batch, ALL_ROWS};
       }
+      const P pattern = pattern_of_tile(p, tile);
       const Blocks blocks = blocks_of<P>(pattern, tile.block * BLOCK_M, BLOCK_M, p.seqlen_q);
       const Keys keys{int(unsigned(tile.head) / (unsigned(p.heads) / p.kv_heads)), tile.batch,
                       blocks.begin, blocks.end};

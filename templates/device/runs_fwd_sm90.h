@@ -5,7 +5,7 @@
 
 #include "device/stream_fwd_sm90.h"
 
-template <IntervalPattern P>
+template <RunsOfKeys P>
 struct Stream<P> : Consumer {
   Blocks own;  // of this warpgroup's rows
 
@@ -54,6 +54,7 @@ struct Stream<P> : Consumer {
     for (;;) {
       receive();
       const bool more = tile.rows != STOP, mine = more && (tile.rows >> group & 1);
+      const P pattern = pattern_of_tile(p, tile);
       const Blocks all = blocks_of<P>(pattern, tile.block * BLOCK_M, BLOCK_M, p.seqlen_q);
       own = blocks_of<P>(pattern, output.first_row(tile), 64, p.seqlen_q);
       const bool active = mine && own.count() > 0;

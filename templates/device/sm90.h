@@ -66,6 +66,12 @@ FAGEN_DEVICE uint32_t shift_left(uint32_t x, int count) {
   return r;
 }
 
+// 16 bytes of zeros.
+FAGEN_DEVICE void store_shared_zero(uint32_t to) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(0u), "r"(0u), "r"(0u), "r"(0u)
+               : "memory");
+}
+
 // A 4x4 transpose within each quad of lanes: lane t gets register t of lanes 0..3.
 FAGEN_DEVICE void quad_transpose(uint32_t (&r)[4], int t) {
 #pragma unroll

@@ -20,7 +20,9 @@ enum class Longest { none, last, either };
 // Heads are taken in sections whose keys and values fit the L2 cache together. Inside a section the
 // longest block of every head comes first, so that short ones fill the end. Where none is longest
 // the blocks of one head follow each other.
-template <int BLOCK_M, Longest LONGEST>
+//
+// PACKED: the blocks are the slots of all sequences (sequence.h), and there is one entry.
+template <int BLOCK_M, Longest LONGEST, bool PACKED>
 struct TileOrder {
   const fagen_params &p;
   unsigned section;  // heads
@@ -32,19 +34,22 @@ struct TileOrder {
     const int kv_heads = static_cast<int>(section_bytes / (bytes_per_key * p.seqlen_kv));
     const int power = kv_heads > 1 ? 1 << (31 - __clz(kv_heads)) : 1;
     const int64_t fit = static_cast<int64_t>(power) * (p.heads / p.kv_heads);
-    const int64_t all = static_cast<int64_t>(p.heads) * p.batch;
+    const int64_t all = static_cast<int64_t>(p.heads) * entries();
     section = static_cast<unsigned>(fit < all ? fit : all);
   }
 
-  FAGEN_DEVICE unsigned blocks() const { return (p.seqlen_q + BLOCK_M - 1u) / BLOCK_M; }
-  FAGEN_DEVICE unsigned count() const { return blocks() * p.heads * p.batch; }
+  FAGEN_DEVICE int entries() const { return PACKED ? 1 : p.batch; }
+  FAGEN_DEVICE unsigned blocks() const {
+    return PACKED ? p.total_q / BLOCK_M + p.batch : (p.seqlen_q + BLOCK_M - 1u) / BLOCK_M;
+  }
+  FAGEN_DEVICE unsigned count() const { return blocks() * p.heads * entries(); }
 
   FAGEN_DEVICE QueryTile at(unsigned index) const {
     const unsigned blocks = this->blocks(), heads = p.heads;
     unsigned block, head;
     if constexpr (LONGEST != Longest::none) {
       const unsigned first = index / (section * blocks) * section;
-      const unsigned width = min(section, heads * p.batch - first);
+      const unsigned width = min(section, heads * entries() - first);
       const unsigned inside = index - first * blocks;
       block = inside / width;
       head = first + inside - block * width;

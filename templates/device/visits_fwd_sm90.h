@@ -4,72 +4,14 @@
 #define FAGEN_VISITS_FWD_SM90_H
 
 #include "device/producer_fwd_sm90.h"
-
-FAGEN_DEVICE int quad_min(int x) {
-  x = min(x, __shfl_xor_sync(FULL_WARP, x, 1));
-  return min(x, __shfl_xor_sync(FULL_WARP, x, 2));
-}
-FAGEN_DEVICE uint32_t quad_or(uint32_t x) {
-  x |= __shfl_xor_sync(FULL_WARP, x, 1);
-  return x | __shfl_xor_sync(FULL_WARP, x, 2);
-}
-
-// The blocks of a tile in rising order, found by a whole warp: lane g of every quad looks for
-// warpgroup g, so that all lanes know the same tile.
-template <class P>
-struct BlockWalk {
-  static constexpr int NONE_LEFT = 1 << 30;
-
-  const P &pattern;
-  const int group;
-  const bool careful;
-  int q0, q1;         // the rows that this lane looks for
-  int mine, current;  // the next block of those rows, and of the tile
-  bool met = false;   // a clean block before: every row has a reference
-
-  FAGEN_DEVICE BlockWalk(const P &pattern, const Note &tile, int lane, int seqlen_q)
-      : pattern(pattern), group(lane & 3), careful(tile.rows & CAREFUL) {
-    q0 = tile.block * BLOCK_M + group * 64;
-    q1 = group < WARPGROUPS && tile.rows >> group & 1 ? min(q0 + 64, seqlen_q) : q0;
-    mine = from(0);
-    current = quad_min(mine);
-  }
-
-  FAGEN_DEVICE bool more() const { return current != NONE_LEFT; }
-
-  // The current block; then the next one is.
-  FAGEN_DEVICE Visit take() {
-    const uint32_t block = current;
-    int kind = SKIP;
-    if (mine == current) {
-      kind = this->kind();
-      mine = from((current + 1) * BLOCK_N);
-    }
-    current = quad_min(mine);
-    const uint32_t kinds = quad_or(kind << 2 * group);
-    return Visit{block << 9 | uint32_t(!more()) << 8 | kinds};
-  }
-
- private:
-  FAGEN_DEVICE int from(int key) const {
-    if (q0 >= q1) return NONE_LEFT;
-    const int found = pattern.next_key(q0, q1, key);
-    return found < pattern.seqlen_kv ? found / BLOCK_N : NONE_LEFT;
-  }
-  FAGEN_DEVICE int kind() {
-    const int k0 = mine * BLOCK_N;
-    if (k0 + BLOCK_N > pattern.seqlen_kv || !pattern.full(q0, q1, k0, k0 + BLOCK_N)) return PARTIAL;
-    const int kind = REDO && met && !careful ? FREE : CLEAN;
-    met = true;
-    return kind;
-  }
-};
+#include "device/walk_fwd_sm90.h"
 
 // Any pattern: the whole warp finds the blocks of a tile, an elected lane does the rest.
 template <class P>
 struct Producer : Loads {
   static constexpr bool whole_warp = true;
   bool all_known = !REDO;  // the verdict on every tile
+  uint32_t landed = 0;     // parity
 
   // The next tile's note; true when it is computed again. As in the other run().
   FAGEN_DEVICE void choose(unsigned *counter) {
@@ -77,7 +19,8 @@ struct Producer : Loads {
     if (REDO && overflowed_tile(all_known ? sent : sent - 1 - Q_BUFFERS, tile)) {
     } else if (const unsigned index = shared.control().index; index < order.count()) {
       const QueryTile next = order.at(index);
-      tile = Note{next.block, next.head, next.batch, ALL_ROWS};
+      const Slot at = q_slot(p, BLOCK_M, next.block, next.batch);
+      tile = Note{at.tile, next.head, at.batch, ALL_ROWS};
       shared.control().index = next_tile<SCHEDULE>(index, counter);
     }
     write_note(tile);
@@ -92,6 +35,31 @@ struct Producer : Loads {
     load_k(keys, visit.block());
   }
 
+  // Rows past the sequence's end are the next sequence's. Their probabilities are 0, but 0 times
+  // infinity is not: V has zeros there.
+  FAGEN_DEVICE void load_values(int number, int block) {
+    const int batch = shared.control().note[number % NOTES].batch;
+    const int kept = VARLEN ? Sequence(p, batch).seqlen_kv() - block * BLOCK_N : BLOCK_N;
+    const bool whole = kept >= BLOCK_N;
+    const uint32_t full = shared.v_full(v.stage);
+    if (elect_one()) fill_v(keys_of(number), block, whole ? full : shared.v_landed());
+    if (!whole) {
+      barrier_wait(shared.v_landed(), landed);
+      landed ^= 1;
+      clear_below(kept);
+      if (elect_one()) barrier_arrive(full);
+    }
+    v.advance();
+  }
+  FAGEN_DEVICE void clear_below(int row) const {
+    constexpr int CHUNKS = V_DIM / 8;
+#pragma unroll 1
+    for (int i = row * CHUNKS + threadIdx.x % 32; i < BLOCK_N * CHUNKS; i += 32)
+      store_shared_zero(shared.v(v.stage) + VTile::chunk(i / CHUNKS, i % CHUNKS));
+    fence_async_shared();
+    __syncwarp();
+  }
+
   FAGEN_DEVICE void run(unsigned *counter) {
     const int lane = threadIdx.x % 32;
     int held = -1;  // the block whose V is still to be loaded
@@ -101,7 +69,7 @@ struct Producer : Loads {
       if (elect_one()) choose(counter);
       __syncwarp();
       const Note tile = shared.control().note[number % NOTES];
-      BlockWalk<P> walk(pattern, tile, lane, p.seqlen_q);
+      BlockWalk<P> walk(pattern_of_tile(p, tile), tile, lane);
       const bool has_keys = walk.more();
       Visit visit{};
       if (has_keys) visit = walk.take();
@@ -110,7 +78,9 @@ struct Producer : Loads {
           load_visited(keys_of(number), visit);
         else if (tile.rows != STOP)
           shared.control().note[number % NOTES].rows |= KEYLESS;
-        if (held >= 0) load_v(keys_of(number - 1), held);
+      }
+      if (held >= 0) load_values(number - 1, held);
+      if (elect_one()) {
         send(has_keys);
         if (tile.rows == 0) {
           wait_until_passed();
@@ -123,10 +93,8 @@ struct Producer : Loads {
       while (walk.more()) {
         const int before = visit.block();
         visit = walk.take();
-        if (elect_one()) {
-          load_visited(keys_of(number), visit);
-          load_v(keys_of(number), before);
-        }
+        if (elect_one()) load_visited(keys_of(number), visit);
+        load_values(number, before);
         __syncwarp();
       }
       held = has_keys ? visit.block() : -1;

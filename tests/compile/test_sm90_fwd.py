@@ -31,7 +31,9 @@ DEFAULTS = [
     "fwd-bf16-d64-longformer-w256-g64", "fwd-bf16-d128-bigbird-w96-g64-r128-b32-seed1-causal",
     "fwd-fp16-d256-bigbird-w128-g32-r64-seed7", "fwd-fp16-d80-strided-s128-causal",
     "fwd-bf16-d192x128-dilated-w256-d4", "fwd-bf16-d128-butterfly-b128",
-    "fwd-fp16-d160-fixed-s128-c8",
+    "fwd-fp16-d160-fixed-s128-c8", "fwd-bf16-d128-blocks128", "fwd-bf16-d256-blocks32-causal",
+    "fwd-fp16-d128-documents", "fwd-bf16-d64-causal+varlen", "fwd-fp16-d128-dense+varlen",
+    "fwd-bf16-d256-window300+varlen",
 ]
 # Head dimensions whose spaces differ in kind: small tiles, swizzles of 32 and 64 bytes, full ones.
 CORNERS = ("64", "72", "96", "128", "192", "256", "192x128")

@@ -42,6 +42,9 @@ FORWARD: tuple[Row, ...] = (
     ("fwd-bf16-d64-strided-s24-causal", {"warpgroups": 3, "block_n": 80, "stages": 3}),
     ("fwd-fp16-d72-dilated-w5-d40", {"warpgroups": 3, "block_n": 64, "ping_pong": False}),
     ("fwd-bf16-d192x128-fixed-s128-c8-causal", {"softmax": "anchored"}),
+    ("fwd-bf16-d64-blocks32", {}),
+    ("fwd-fp16-d40-blocks64x16-causal", {"softmax": "anchored"}),
+    ("fwd-bf16-d128-documents", {"softmax": "anchored"}),
 )
 
 
@@ -85,7 +88,7 @@ def test_a_broken_kernel_is_noticed(
 # Counts the blocks whose V is loaded, in a variable beside the kernel.
 WALK = "template <class P>\nstruct Producer : Loads {"
 COUNTED: Edit = (WALK, 'extern "C" int visited = 0;\n'
-                       f"#define load_v(...) visited++, load_v(__VA_ARGS__)\n{WALK}")
+                       f"#define fill_v(...) visited++, fill_v(__VA_ARGS__)\n{WALK}")
 
 
 @pytest.mark.parametrize("pattern", ["butterfly-b16", "bigbird-w9-g5-r32-b16-seed3-causal",
@@ -105,7 +108,7 @@ PATTERNS = ("longformer-w60-g70", "longformer-w20-g8-causal", "bigbird-w9-g5-r12
             "bigbird-w96-g64-r128-b32-seed1-causal", "butterfly-b128", "butterfly-b16-causal",
             "strided-s24", "strided-s100-causal", "dilated-w5-d40", "dilated-w2-d70-causal",
             "fixed-s32-c4", "fixed-s64-c64-causal", "prefix300", "blockdiag100",
-            "blockdiag64-causal")
+            "blockdiag64-causal", "blocks128", "blocks16x48-causal", "documents")
 
 
 @pytest.mark.slow
