@@ -132,7 +132,8 @@ class Config:
             return max(d, dv) + 3 * scores // 2
         making_ds = 2 * scores if self.p_fp32 else 3 * scores // 2
         making_dq = scores + (0 if self.own_dq else self.dq_piece_columns(problem) // 2)
-        return d + dv + max(making_ds, making_dq)
+        mask = 8 if noted(problem) and self.block_m > 64 else 0  # its bits, and where they belong
+        return d + dv + max(making_ds, making_dq) + mask
 
     @property
     def register_budget(self) -> int:
@@ -215,15 +216,17 @@ _RULES = (
 def _preferred(problem: Problem) -> Iterator[Config]:
     """What should be fast first, not timed yet; later ones serve wider heads."""
     order = "by_head" if str(problem.pattern) == "dense" else "heavy_first"
-    ordered = "deterministic" in problem.features
-    if not ordered:
+    # Turns, and the places of packed sequences, leave fewer registers to the consumers.
+    tight = bool(problem.features)
+    if not tight:
         yield Config(dq="lockstep", block_m=128, order=order)
         if order == "by_head":
             yield Config(dq="lockstep", block_m=80, order=order)
     yield Config(dq="delayed", block_m=128, stages_ds=3, order=order)
     if padded(problem.head_dim) == 128:
-        yield Config(dq="delayed", block_m=64, stages_ds=3, p_fp32=not ordered, order=order)
-    yield Config(dq="own", block_m=64, dq_columns=128, order=order)
+        yield Config(dq="delayed", block_m=64, stages_ds=3, p_fp32=not tight, order=order)
+    if not noted(problem):
+        yield Config(dq="own", block_m=64, dq_columns=128, order=order)
     yield Config(dq="own", block_m=64, order=order)
     for stages_do in (2, 1):
         yield Config(roles="split", dq="own", stages_do=stages_do, order=order)
