@@ -16,6 +16,7 @@ from fagen.families.base import (
 )
 from fagen.families.sm80_limits import fits_registers, fits_shared, padded
 from fagen.model import Candidate, Problem, Workload
+from fagen.patterns import UNBOUNDED
 
 STATS_THREADS = 128
 
@@ -109,12 +110,15 @@ def preferred(problem: Problem) -> tuple[Backward, ...]:
     if width <= 64:
         return (Backward(64, 128, 8, 4, 4), Backward(64, 64, 4, 4, 2, 1))
     if width <= 128:
-        return (Backward(64, 128, 8, 4, 2, 2), Backward(64, 128, 8, 4, 2, 1),
-                Backward(64, 64, 8, 4, 2, 1), Backward(32, 64, 8, 4, 2, 1))
+        narrow = (Backward(64, 128, 8, 4, 2, 2), Backward(64, 128, 8, 4, 2, 1),
+                  Backward(64, 64, 8, 4, 2, 1), Backward(32, 64, 8, 4, 2, 1))
+        return narrow[2:] if problem.pattern.is_data else narrow  # runs are loaded, and held
     wide = (Backward(64, 64, 8, 2, 2, 1), Backward(64, 64, 8, 4, 2, 1),
             Backward(32, 64, 8, 4, 2, 1), Backward(32, 32, 8, 2, 2, 1, 1),
             Backward(32, 32, 4, 2, 2, 1))
-    return wide[2:] if "varlen" in problem.features else wide  # a sequence's place takes registers
+    # A sequence's place takes registers, and so do two bounds of a row.
+    two_bounds = problem.pattern.left != UNBOUNDED and width > 192
+    return wide[2:] if "varlen" in problem.features or two_bounds else wide
 
 
 def bytes_moved(c: Candidate, w: Workload) -> int:

@@ -1,6 +1,9 @@
 // Consumers by task, for head dims whose dK and dV do not fit in the registers of one warpgroup.
 // Both have the same 64 keys. The value side computes P and dV, the key side dS and dK; P passes
 // from one to the other in the order of the threads, which is the same on both sides.
+//
+// An arrival on a barrier does not wait for loads from shared memory that are still on their way. So
+// what was only loaded (delta, P, LSE) is released behind a store that needs what was made of it.
 #ifndef FAGEN_SPLIT_BWD_SM90_H
 #define FAGEN_SPLIT_BWD_SM90_H
 
@@ -30,7 +33,8 @@ FAGEN_DEVICE void receive_p(uint32_t shared, Packed &p16, int c) {
                    "=r"(p16[4 * i + 3])
                  : "r"(p_stage(shared, c) + 2048 * i)
                  : "memory");
-  __syncwarp();
+}
+FAGEN_DEVICE void release_p(uint32_t shared, int c) {
   arrive_by_warp<STAGES_P>(shared + P_EMPTY, c);
 }
 
@@ -79,11 +83,11 @@ FAGEN_DEVICE void value_side(const Consumer &consumer, const TensorMap *dv_map) 
         consumer.make_probabilities<true>(s, Mask<true>(consumer.p, 0, walk), c);
       else
         consumer.make_probabilities<false>(s, Mask<false>(consumer.p, 0, walk), c);
-      consumer.release_q(c);
       pack_all(p16, s);
       pin(p16);
     }
     pass_p(shared, p16, c);
+    consumer.release_q(c);
     wait_full<STAGES_DO>(shared + DO_FULL, c);
     multiply_rows<DV, DoTile>(dv, p16, consumer.dout(c));
     wgmma_wait<0>();
@@ -118,10 +122,10 @@ FAGEN_DEVICE void key_side(const Consumer &consumer, const TensorMap *dk_map) {
       wgmma_wait<0>();
       pin(dp);
       score_gradients(ds16, p16, dp, consumer.delta(c));
-      __syncwarp();  // lane 0 releases delta for all lanes, which have read it now
-      consumer.release_do(c);
     }
     consumer.publish_ds(ds16, c);
+    release_p(shared, c);
+    consumer.release_do(c);
     wait_full<STAGES_Q>(shared + Q_FULL, c);
     consumer.issue_dk(dk, ds16, c);
     wgmma_wait<0>();

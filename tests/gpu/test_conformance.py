@@ -8,9 +8,10 @@ import pytest
 
 from fagen import paths
 from fagen.build import Builder, Cache
+from fagen.cases import short_list
 from fagen.devices import gpus
 from fagen.model import Target
-from fagen.pool import Pool
+from fagen.pool import Pool, Verdict
 from fagen.render import Renderer
 from tests.conformance import suite
 from tests.conftest import HAS_GPU
@@ -51,3 +52,18 @@ def test_other_configs_pass(pool, candidate):
 @pytest.mark.parametrize("candidate", STEADY, ids=suite.name)
 def test_deterministic_kernels_give_the_same_bits(pool, candidate):
     suite.repeats(pool, candidate)
+
+
+# Several consumers and stages each: what releases a buffer too early fails here, now and then.
+RACES = [
+    f"{op}-bf16-d{dims}-{pattern}" for op in ("fwd", "bwd") for dims in (64, 128, 192, 256)
+    for pattern in ("dense", "causal")
+]
+
+
+@pytest.mark.parametrize("candidate", suite.defaults(RACES, TARGET), ids=suite.name)
+def test_again_and_again(pool, candidate):
+    cases = short_list(candidate.problem)
+    for _ in range(100):
+        verdict = pool.check(candidate, cases)
+        assert isinstance(verdict, Verdict), verdict.reason

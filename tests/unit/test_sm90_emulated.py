@@ -291,7 +291,7 @@ BLIND: tuple[tuple[str, Row, Edit], ...] = (
      ("next_key_block(p, pattern, m, n + 1) - n", "1")),
     ("a lane releases what others still read",
      ("bwd-bf16-d256-dense", {"stages_q": 2, "stages_do": 1}),
-     ("      __syncwarp();  // lane 0 releases delta", "      // lane 0 releases delta")),
+     ("    fence_async_shared();\n    __syncwarp();\n", "    fence_async_shared();\n")),
     ("one lane shuffles", ("bwd-bf16-d64-dense", {}),
      ("  int c = 0;\n  find_steps<", "  int c = uniform(0);\n  find_steps<")),
 )
