@@ -178,7 +178,7 @@ def forward_plan(c: Candidate) -> Plan:
     return Plan((step,), (counter,) if config.schedule == "dynamic" else ())
 
 
-# (head dimensions up to, warpgroups, block_n, stages): a starting point, not timed yet.
+# (head dimensions up to, warpgroups, block_n, stages): a starting point for dense attention.
 _TILES = ((64, 4, 64, 3), (80, 3, 96, 2), (96, 3, 80, 2), (112, 3, 64, 2), (128, 2, 128, 2),
           (160, 2, 112, 2), (192, 2, 96, 2), (256, 2, 80, 2))
 # Where rows are no runs: smaller tiles skip more, and masks need registers.

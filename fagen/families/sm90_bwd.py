@@ -214,7 +214,7 @@ _RULES = (
 
 
 def _preferred(problem: Problem) -> Iterator[Config]:
-    """What should be fast first, not timed yet; later ones serve wider heads."""
+    """What should be fast first; later ones serve wider heads."""
     order = "by_head" if str(problem.pattern) == "dense" else "heavy_first"
     # Turns, and the places of packed sequences, leave fewer registers to the consumers.
     tight = bool(problem.features)
