@@ -175,7 +175,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def cell_of(record: dict[str, Any]) -> Cell:
-    return Cell(**{name: record[name] for name in Cell.__dataclass_fields__})
+    return Cell(**{name: record[name] for name in Cell.__dataclass_fields__ if name in record})
 
 
 def write(result: dict[str, Any], path: Path) -> None:
