@@ -61,7 +61,6 @@ class Pool:
     ) -> None:
         self.device = device if isinstance(device, str) else device.name
         self.renderer = renderer  # the search asks for digests
-        self.renderer = renderer
         limits = limits or Limits()
         self._builds = Builds(
             builder, renderer, jobs, scratch / "libraries", limits.build, allow_spills

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fagen import paths
-from fagen.compilers import find_cxx
 from fagen.errors import UsageError
 from fagen.library import Blocks, Params
 from fagen.patterns import BlockLists, Documents, parse_pattern
 from fagen.runtime.package import tables
+from tests.unit.harness import compiled
 from tests.unit.test_sparse_patterns import FULL, PARTIAL, SKIP, first, some_tiles
 
 SLUGS = ("blocks16", "blocks16-causal", "blocks48x16", "blocks16x80-causal", "blocks32x64-causal",
@@ -64,15 +60,7 @@ def library() -> ctypes.CDLL:
         f"case {n}: return ask<{p.cpp}>(p, batch, head, after, count, tiles, out, kept);\n"
         for n, p in enumerate(EVERY)
     )
-    with tempfile.TemporaryDirectory() as folder:
-        source, made = Path(folder, "data.cpp"), Path(folder, "data.so")
-        source.write_text(HARNESS % cases)
-        subprocess.run(
-            [find_cxx(), "-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC",
-             f"-I{paths.templates()}", str(source), "-o", str(made)],
-            check=True,
-        )
-        return ctypes.CDLL(str(made))
+    return compiled(HARNESS % cases)
 
 
 @dataclass(frozen=True)

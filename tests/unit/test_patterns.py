@@ -5,9 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import itertools
-import subprocess
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fagen import paths
-from fagen.compilers import find_cxx
 from fagen.errors import UsageError
 from fagen.patterns import PATTERNS, UNBOUNDED, Band, parse_pattern
+from tests.unit.harness import compiled
 
 SLUGS = (
     "dense", "causal", "causal-topleft", "window0", "window1", "window7", "window64",
@@ -65,15 +61,7 @@ def library() -> ctypes.CDLL:
         f"case {n}: return ask<{p.cpp}>(what, Lengths{{sq, skv}}, in, out);\n"
         for n, p in enumerate(EVERY)
     )
-    with tempfile.TemporaryDirectory() as folder:
-        source, made = Path(folder, "patterns.cpp"), Path(folder, "patterns.so")
-        source.write_text(HARNESS % cases)
-        subprocess.run(
-            [find_cxx(), "-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC",
-             f"-I{paths.templates()}", str(source), "-o", str(made)],
-            check=True,
-        )
-        return ctypes.CDLL(str(made))
+    return compiled(HARNESS % cases)
 
 
 def ask(pattern: Band, what: int, sq: int, skv: int, *given: int) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from .blockmask import BlockSparseMask
 from .documents import DocumentMask
 from .errors import BadArgument, BadType
 from .launch import Options
-from .ops import NAMESPACE, OPTIONS, library, registry, wants_gradient
+from .ops import NAMESPACE, OPTIONS, backward_shapes, library, registry, wants_gradient
 from .selection import Pattern
 
 Mask = BlockSparseMask | DocumentMask
@@ -72,10 +72,7 @@ def _backward_shapes(
     dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
     mask: Sequence[Tensor], *options: Any,
 ) -> tuple[Tensor, ...]:
-    rows_first = Options(*options).rows_first
-    return tuple(
-        launch.allocate(q, x.shape[1], x.shape[2], x.shape[3], rows_first) for x in (q, k, v)
-    )
+    return backward_shapes(dout, dlse, q, k, v, out, lse, *options)
 
 
 registry.register_fake(f"{NAMESPACE}::fwd_masked", _forward_shapes, lib=library)

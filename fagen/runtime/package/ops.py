@@ -55,7 +55,7 @@ def _forward_shapes(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Ten
     return out, q.new_empty((batch, heads, rows), dtype=torch.float32)
 
 
-def _backward_shapes(
+def backward_shapes(
     dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
     *options: Any,
 ) -> tuple[Tensor, ...]:
@@ -66,7 +66,7 @@ def _backward_shapes(
 
 
 registry.register_fake(f"{NAMESPACE}::fwd", _forward_shapes, lib=library)
-registry.register_fake(f"{NAMESPACE}::bwd", _backward_shapes, lib=library)
+registry.register_fake(f"{NAMESPACE}::bwd", backward_shapes, lib=library)
 
 # --- autograd ------------------------------------------------------------------------------------
 
