@@ -32,6 +32,7 @@ from fagen.emit import Shipped, emit
 from fagen.link import Part, find_cc
 from fagen.model import Entry, Measurement, Source, Workload
 from tests.unit import toykernel
+from tests.unit.imported import imported
 
 NAME = "toy_attention"
 PATTERNS = ("dense", "causal", "causal-topleft", "window2x1", "window3")
@@ -75,13 +76,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def package(folder: Path) -> Iterator[Any]:
-    sys.path.insert(0, str(folder.parent))
-    try:
-        yield importlib.import_module(NAME)
-    finally:
-        sys.path.remove(str(folder.parent))
-        for name in [n for n in sys.modules if n.split(".")[0] == NAME]:
-            del sys.modules[name]
+    with imported(folder) as module:
+        yield module
 
 
 def tensors(b: int = 2, h: int = 4, hk: int = 2, sq: int = 7, sk: int = 7, d: int = 8,

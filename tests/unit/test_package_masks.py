@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 
 from fagen.emit import emit
+from tests.unit.imported import imported
 from tests.unit.test_package import _shipped, tensors
 
 NAME = "masked_attention"
@@ -34,13 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def package(folder: Path) -> Iterator[Any]:
-    sys.path.insert(0, str(folder.parent))
-    try:
-        yield importlib.import_module(NAME)
-    finally:
-        sys.path.remove(str(folder.parent))
-        for name in [n for n in sys.modules if n.split(".")[0] == NAME]:
-            del sys.modules[name]
+    with imported(folder) as module:
+        yield module
 
 
 def formula(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
