@@ -21,8 +21,9 @@ class Budget:
     short_s: float = 0.05  # seconds of timing for every candidate
     long_s: float = 0.2  # again for those close to the best
     finalists: int = 8
-    rounds: int = 20  # interleaved rounds of one heat of the final lap
-    heats: int = 3  # at most; finalists beyond hope drop out between heats
+    rounds: int = 10  # interleaved rounds of one heat of the final lap
+    heats: int = 6  # at most; finalists beyond hope drop out between heats
+    lap_s: float = 150.0  # no further heat of the final lap after this many seconds
 
     def __post_init__(self) -> None:
         for name in ("trials", "finalists", "rounds", "heats"):
@@ -45,8 +46,11 @@ class Budget:
 
 EFFORTS = {
     "quick": Budget(
-        trials=40, patience=25, short_s=0.03, long_s=0.1, finalists=4, rounds=12, heats=2
+        trials=40, patience=25, short_s=0.03, long_s=0.1, finalists=4, rounds=6, heats=4,
+        lap_s=40.0,
     ),
     "normal": Budget(patience=80),
-    "full": Budget(trials=600, short_s=0.1, long_s=0.4, finalists=12, rounds=30, heats=4),
+    "full": Budget(
+        trials=600, short_s=0.1, long_s=0.4, finalists=12, rounds=15, heats=8, lap_s=600.0
+    ),
 }

@@ -5,6 +5,7 @@ Rounds in which the device was not ours alone are thrown away, and counted.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import median, quantiles
@@ -35,13 +36,15 @@ class Finale:
         self._measured: dict[Candidate, list[Measurement]] = {}
 
     def run(self, budget: Budget, after: Callable[[int], None]) -> None:
-        """Heats until one finalist is left, or the budget's number of them. While most rounds are
-        disturbed there are more, up to twice as many."""
+        """Heats until one finalist is left, or the budget's number of them or its time is used up.
+        While most rounds are disturbed there are more, up to twice as many."""
+        late = time.monotonic() + budget.lap_s
         for number in range(1, 2 * budget.heats + 1):
             self._one_heat(budget.rounds)
             after(number)
             calm = self.rounds - self.disturbed >= self.rounds / 2
-            if len(self.alive) < 2 or (number >= budget.heats and calm):
+            enough = number >= budget.heats or time.monotonic() > late
+            if len(self.alive) < 2 or (enough and calm):
                 return
             lost = self._hopeless()
             self.alive = [c for c in self.alive if c not in lost]

@@ -2,7 +2,7 @@
 
 A kernel template starts with the prologue (constants, the pattern's type), then includes plain C++
 headers. The renderer pulls every ``#include "..."`` in, once, so that the text compiles anywhere
-and its digest is the kernel's identity.
+and the digest of its code, comments and blank lines left out, is the kernel's identity.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ _DELIMITERS = {
     "line_comment_prefix": "//#",
 }
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"[^\n]*$', re.MULTILINE)
+# Strings and characters go by whole, so that what looks like a comment in them is none.
+_COMMENT = re.compile(
+    r"""("(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])')|//[^\n]*|/\*.*?\*/""", re.DOTALL
+)
 _GUARD = re.compile(r"^\s*#\s*pragma\s+once\s*$\n?", re.MULTILINE)
 
 
@@ -61,13 +65,21 @@ class Renderer:
             raise RenderError(f"templates/{name}{where}: {error}") from error
         text = _pull_in(text, self._read, name, set())
         language = "cpp" if candidate.family.toolchain == "host" else "cuda"
-        return Source(text, hashlib.sha256(text.encode()).hexdigest(), language)
+        return Source(text, code_digest(text), language)
 
     def _read(self, header: str, wanted_by: str) -> str:
         path = header_file(header) or self.templates / header
         if not path.is_file():
             raise RenderError(f"templates/{wanted_by} includes {header!r}, which does not exist")
         return path.read_text()
+
+
+def code_digest(text: str) -> str:
+    """The same for two texts that differ in comments, blank lines and indentation only: a tuned
+    entry outlives a better comment."""
+    code = _COMMENT.sub(lambda m: m[1] or " ", text)
+    lines = (line.strip() for line in code.splitlines())
+    return hashlib.sha256("\n".join(filter(None, lines)).encode()).hexdigest()
 
 
 def _context(candidate: Candidate) -> dict[str, object]:
