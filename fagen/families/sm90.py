@@ -41,8 +41,9 @@ class ForwardConfig:
     )
     ping_pong: bool = knob(True, False, default=True, says="warpgroups issue products in turns")
     schedule: str = knob(
-        "strided", "dynamic", "grid", default="strided", enum="Schedule",
-        says="how a CTA gets its next tile; grid: it has one only",
+        "strided", "snake", "dynamic", "grid", default="strided", enum="Schedule",
+        says="how a CTA gets its next tile: in turns, in turns that go to and fro, from a counter; "
+        "grid: it has one only",
     )
     epilogue: str = knob(
         "staged", "direct", default="staged", enum="Epilogue",
@@ -110,6 +111,11 @@ def _unequal(problem: Problem) -> bool:
     return not isinstance(pattern, BlockDiagonal)
 
 
+def _schedules(problem: Problem) -> tuple[str, ...]:
+    """Ways to deal out more than one tile to a CTA; the first is the default."""
+    return ("dynamic", "snake") if _unequal(problem) else ("strided",)
+
+
 def _others(problem: Problem) -> int:
     """Registers for everything else, many of them for masks."""
     return 28 if _counted(problem) else 44
@@ -129,8 +135,8 @@ FORWARD_RULES = (
         lambda c: not c.config.ping_pong or c.config.warpgroups > 1,
     ),
     Rule(
-        "tiles of unequal length are not dealt out in advance, equal ones need no counter",
-        lambda c: c.config.schedule != ("strided" if _unequal(c.problem) else "dynamic"),
+        "tiles of unequal length are not dealt out in one direction, equal ones need nothing else",
+        lambda c: c.config.schedule in ("grid", *_schedules(c.problem)),
     ),
     Rule(
         "a CTA with one tile needs one buffer for queries; others have two where they fit",
@@ -189,7 +195,7 @@ def forward_default(problem: Problem, target: Target) -> ForwardConfig:
     widest = max(padded(problem.head_dim), padded(problem.head_dim_v))
     tiles = _TILES if _counted(problem) else _SPARSE_TILES
     _, warpgroups, block_n, stages = next(row for row in tiles if widest <= row[0])
-    schedule = "dynamic" if _unequal(problem) else "strided"
+    schedule = _schedules(problem)[0]
     choices = [
         ForwardConfig(warpgroups, block_n, stages, q_buffers, schedule=schedule, epilogue=epilogue)
         for q_buffers in (2, 1)

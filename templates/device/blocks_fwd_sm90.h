@@ -47,7 +47,7 @@ FAGEN_DEVICE Blocks blocks_of(const P &pattern, int row, int rows, int seqlen_q)
 constexpr Longest LONGEST = !IntervalPattern<Pattern> ? Longest::either
                             : CUTS_RIGHT && !CUTS_LEFT ? Longest::last
                                                        : Longest::none;
-using Order = TileOrder<BLOCK_M, LONGEST, VARLEN>;
+using Order = TileOrder<BLOCK_M, LONGEST, VARLEN, SCHEDULE>;
 constexpr int64_t SECTION_BYTES = 32 << 20;
 
 // --- the elements of a block ------------------------------------------------------------------

@@ -5,8 +5,9 @@
 
 #include "device/sm90.h"
 
-// How a CTA gets its next tile: it has one only; every gridDim.x-th; the next one from a counter.
-enum class Schedule { grid, strided, dynamic };
+// How a CTA gets its next tile: it has one only; every gridDim.x-th; of every second row of gridDim.x
+// tiles the one as far from the row's end, so that nobody gets the longest of every row; from a counter.
+enum class Schedule { grid, strided, snake, dynamic };
 
 // BLOCK_M query rows of one head.
 struct QueryTile {
@@ -21,8 +22,11 @@ enum class Longest { none, last, either };
 // longest block of every head comes first, so that short ones fill the end. Where none is longest
 // the blocks of one head follow each other.
 //
+// Tiles dealt out to and fro (snake) come out even only while lengths change slowly from tile to tile:
+// sections then fall and rise in turns, and the last one falls.
+//
 // PACKED: the blocks are the slots of all sequences (sequence.h), and there is one entry.
-template <int BLOCK_M, Longest LONGEST, bool PACKED>
+template <int BLOCK_M, Longest LONGEST, bool PACKED, Schedule SCHEDULE>
 struct TileOrder {
   const fagen_params &p;
   unsigned section;  // heads
@@ -53,7 +57,10 @@ struct TileOrder {
       const unsigned inside = index - first * blocks;
       block = inside / width;
       head = first + inside - block * width;
-      if (LONGEST == Longest::last || !rising) block = blocks - 1 - block;
+      bool last_first = LONGEST == Longest::last || !rising;
+      if constexpr (SCHEDULE == Schedule::snake)
+        last_first ^= (heads * entries() - 1 - first) / section & 1;  // sections to come
+      if (last_first) block = blocks - 1 - block;
     } else {
       head = index / blocks;
       block = index - head * blocks;
@@ -68,6 +75,7 @@ template <Schedule SCHEDULE>
 FAGEN_DEVICE unsigned next_tile(unsigned index, unsigned *counter) {
   if constexpr (SCHEDULE == Schedule::grid) return ~0u;
   if constexpr (SCHEDULE == Schedule::strided) return index + gridDim.x;
+  if constexpr (SCHEDULE == Schedule::snake) return index + 2 * (gridDim.x - index % gridDim.x) - 1;
   return gridDim.x + atomicAdd(counter, 1u);
 }
 

@@ -122,7 +122,7 @@ def test_every_head_dim_has_a_legal_default(dim: int, pattern: str) -> None:
 @pytest.mark.parametrize("dims", CORNERS)
 def test_space_is_small(dims: str) -> None:
     space = Space(Problem.parse(f"fwd-bf16-d{dims}-causal"), H200, SM90)
-    assert 10 <= sum(1 for _ in space.legal()) <= 500
+    assert 10 <= sum(1 for _ in space.legal()) <= 700  # of which two thirds are schedules
 
 
 @pytest.mark.parametrize("dim", range(8, 257, 8))

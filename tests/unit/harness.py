@@ -17,6 +17,7 @@ def compiled(text: str) -> ctypes.CDLL:
         source.write_text(text)
         subprocess.run(
             [find_cxx(), "-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC",
+             "-Wno-unknown-pragmas",  # nvcc knows them
              f"-I{paths.templates()}", str(source), "-o", str(made)],
             check=True,
         )

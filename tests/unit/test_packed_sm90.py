@@ -21,11 +21,12 @@ emulator, checker = machine.emulator, machine.checker
 FORWARD: tuple[Row, ...] = (
     ("fwd-bf16-d64-dense+varlen", {}),
     ("fwd-bf16-d128-causal+varlen", {"softmax": "anchored"}),
-    ("fwd-fp16-d80-window20x5+varlen", {"softmax": "exact", "block_n": 96}),
+    ("fwd-fp16-d80-window20x5+varlen", {"softmax": "exact", "block_n": 96, "schedule": "snake"}),
     ("fwd-bf16-d256-causal-topleft+varlen", {}),
     ("fwd-fp16-d192x128-dense+varlen", {"schedule": "grid", "q_buffers": 1, "epilogue": "staged"}),
     ("fwd-bf16-d24x72-prefix40+varlen", {"warpgroups": 3, "block_n": 64, "stages": 4}),
-    ("fwd-bf16-d64-longformer-w20-g8+varlen", {"softmax": "anchored", "ping_pong": False}),
+    ("fwd-bf16-d64-longformer-w20-g8+varlen", {"softmax": "anchored", "ping_pong": False,
+                                               "schedule": "snake"}),
 )
 
 

@@ -101,6 +101,8 @@ FORWARD: tuple[Row, ...] = (
     ("fwd-fp16-d24x72-window3", {"warpgroups": 3, "block_n": 64, "stages": 4}),
     ("fwd-bf16-d160-causal", {"schedule": "grid", "q_buffers": 1, "block_n": 64, "stages": 4,
                               "softmax": "anchored", "epilogue": "direct"}),
+    ("fwd-bf16-d64-causal", {"schedule": "snake", "warpgroups": 1, "ping_pong": False,
+                             "stages": 2, "ctas_per_sm": 2}),
 )
 
 
@@ -111,6 +113,15 @@ def name(row: Row) -> str:
 @pytest.mark.parametrize("row", FORWARD, ids=name)
 def test_forward(emulator: Emulator, checker: Checker, row: Row) -> None:
     check(emulator, checker, row, FORWARD_CASES)
+
+
+def test_sections_that_fall_and_rise(emulator: Emulator, checker: Checker) -> None:
+    """A head or two to a section, so that there are several of them."""
+    row: Row = "fwd-fp16-d128-causal", {"schedule": "snake", "warpgroups": 1, "ping_pong": False}
+    small: Edit = "SECTION_BYTES = 32 << 20", "SECTION_BYTES = 200000"
+    cases = {case("b3-h4x2-s193x257"): {"late": 0, "sms": 2},
+             case("b1-h5-s300x77"): {"late": 1, "sms": 3}}
+    check(emulator, checker, row, cases, small)
 
 
 # --- backward ------------------------------------------------------------------------------------

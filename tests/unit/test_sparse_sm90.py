@@ -39,11 +39,12 @@ FORWARD: tuple[Row, ...] = (
     ("fwd-bf16-d64-butterfly-b64", {"softmax": "anchored", "schedule": "grid", "q_buffers": 1,
                                     "warpgroups": 1, "ping_pong": False, "ctas_per_sm": 2}),
     ("fwd-bf16-d256-butterfly-b128-causal", {}),
-    ("fwd-bf16-d64-strided-s24-causal", {"warpgroups": 3, "block_n": 80, "stages": 3}),
+    ("fwd-bf16-d64-strided-s24-causal", {"warpgroups": 3, "block_n": 80, "stages": 3,
+                                         "schedule": "snake"}),
     ("fwd-fp16-d72-dilated-w5-d40", {"warpgroups": 3, "block_n": 64, "ping_pong": False}),
     ("fwd-bf16-d192x128-fixed-s128-c8-causal", {"softmax": "anchored"}),
     ("fwd-bf16-d64-blocks32", {}),
-    ("fwd-fp16-d40-blocks64x16-causal", {"softmax": "anchored"}),
+    ("fwd-fp16-d40-blocks64x16-causal", {"softmax": "anchored", "schedule": "snake"}),
     ("fwd-bf16-d128-documents", {"softmax": "anchored"}),
 )
 
