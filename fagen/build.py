@@ -101,7 +101,7 @@ class Builder:
         timeout: float = BUILD_SECONDS,
     ) -> Binary:
         host = source.language == "cpp"
-        compiler = compilers.cxx() if host else compilers.nvcc()
+        compiler = compilers.compiler_of(candidate.family)
         arch = candidate.family.arch(candidate.target)
         flags = compilers.host_flags(candidate) if host else compilers.NVCC_FLAGS
         key = _sha256("\0".join((source.digest, compiler.identity, arch, *flags)).encode())

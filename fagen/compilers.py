@@ -11,9 +11,13 @@ import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fagen.errors import SetupError
 from fagen.model import Candidate
+
+if TYPE_CHECKING:
+    from fagen.families.base import Family
 
 # What turns an instruction set on; the name of the set is the one the kernel reports.
 _ISA_FLAGS = {"avx512_bf16": "-mavx512bf16"}
@@ -80,6 +84,11 @@ def cxx() -> Compiler:
 def nvcc() -> Compiler:
     command = find_nvcc()
     return Compiler(command, _version(command))
+
+
+def compiler_of(family: Family) -> Compiler:
+    """The one that builds its kernels."""
+    return cxx() if family.toolchain == "host" else nvcc()
 
 
 def host_flags(candidate: Candidate) -> tuple[str, ...]:

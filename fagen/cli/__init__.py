@@ -11,7 +11,17 @@ from collections.abc import Sequence
 
 import typer
 
-from fagen.cli import capturing, checking, drawing, history, kernel, knowledge, machine, search
+from fagen.cli import (
+    capturing,
+    checking,
+    drawing,
+    history,
+    kernel,
+    knowledge,
+    machine,
+    refreshing,
+    search,
+)
 from fagen.errors import INTERRUPTED, FagenError, UsageError
 
 app = typer.Typer(
@@ -30,6 +40,7 @@ VERBS = (
     kernel.space, kernel.render, kernel.build, kernel.verify, kernel.measure,
     search.tune, knowledge.list_, knowledge.explain, knowledge.emit, search.bench, drawing.draw,
     history.report, history.export, capturing.capture, checking.check,
+    refreshing.refresh,
 )
 for verb in VERBS:
     app.command(verb.__name__.strip("_"))(verb)

@@ -52,7 +52,7 @@ def fagen(
 def test_every_verb_of_the_design_is_there(fagen: Any) -> None:
     names = ["doctor", "devices", "space", "render", "build", "verify", "measure", "tune", "list",
              "explain", "emit", "bench", "draw", "report", "export",
-             "capture", "check"]
+             "capture", "check", "refresh"]
     assert [verb.__name__.strip("_") for verb in VERBS] == names
     assert {command.name for command in app.registered_commands} == set(names)
 

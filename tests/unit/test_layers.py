@@ -18,7 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("doctor", "progress", "plots", "draw", "spec", "ceiling", "explain", "report",
      "charts", "export", "history",
-     "capture", "recheck", "crew"),
+     "capture", "recheck", "refresh", "crew"),
     ("bench", "benchrun", "contenders", "suites"),
     ("search", "exploration", "explorer", "surrogate", "finale", "learned", "trial",
      "portfolio", "budget", "journal", "shared", "board", "members", "outbox", "storage", "ledger",
