@@ -172,16 +172,20 @@ def _maps(c: Candidate) -> tuple[TensorMap, ...]:
 def forward_plan(c: Candidate) -> Plan:
     config = c.config
     tiles = product(q_tiles=config.block_m, heads=1, batch=1)
+    counted = config.schedule == "dynamic"
     step = Step(
         symbol="fwd",
         grid=(tiles, product(), product()),
         block=config.threads,
         shared_bytes=config.shared_bytes(c.problem),
         ctas_per_sm=0 if config.schedule == "grid" else config.ctas_per_sm,
+        overlap=counted,
         maps=_maps(c),
     )
-    counter = Region(product(one=16), zero=True)
-    return Plan((step,), (counter,) if config.schedule == "dynamic" else ())
+    if not counted:
+        return Plan((step,))
+    zero = Step("fwd_zero", (product(), product(), product()), 32)
+    return Plan((zero, step), (Region(product(one=16)),))
 
 
 # (head dimensions up to, warpgroups, block_n, stages): a starting point for dense attention.

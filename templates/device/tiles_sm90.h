@@ -76,6 +76,7 @@ FAGEN_DEVICE unsigned next_tile(unsigned index, unsigned *counter) {
   if constexpr (SCHEDULE == Schedule::grid) return ~0u;
   if constexpr (SCHEDULE == Schedule::strided) return index + gridDim.x;
   if constexpr (SCHEDULE == Schedule::snake) return index + 2 * (gridDim.x - index % gridDim.x) - 1;
+  wait_for_previous_kernel();  // the counter is its work, see zero_fwd_sm90.h
   return gridDim.x + atomicAdd(counter, 1u);
 }
 

@@ -128,17 +128,27 @@ def test_space_is_small(dims: str) -> None:
 @pytest.mark.parametrize("dim", range(8, 257, 8))
 def test_boxes_are_what_tma_allows(dim: int) -> None:
     plan = SM90.kernel("fwd").plan(default(f"fwd-bf16-d{dim}-causal"))
-    for box in plan.steps[0].maps:
+    boxes = plan.steps[-1].maps
+    assert [box.tensor for box in boxes] == ["q", "k", "v", "o"]
+    for box in boxes:
         assert box.box_dim * 2 == box.swizzle == swizzle(-(-dim // 16) * 16)
         assert 8 <= box.box_rows <= 256
         assert box.box_rows % 8 == 0
 
 
-def test_only_a_dynamic_schedule_needs_scratch_memory() -> None:
+def test_only_a_dynamic_schedule_needs_scratch_memory_and_a_kernel_before() -> None:
     workload = Workload(1, 1, 1, 64, 64)
-    plan = SM90.kernel("fwd").plan
-    assert plan(default("fwd-bf16-d128-dense")).workspace_bytes(workload) == 0
-    assert plan(default("fwd-bf16-d128-causal")).workspace_bytes(workload) == 256
+    for schedule, symbols, scratch in (
+        ("dynamic", ["fwd_zero", "fwd"], 256), ("snake", ["fwd"], 0), ("grid", ["fwd"], 0),
+    ):
+        candidate = default("fwd-bf16-d128-causal").with_config(schedule=schedule)
+        plan = SM90.kernel("fwd").plan(candidate)
+        assert [step.symbol for step in plan.steps] == symbols
+        assert plan.steps[-1].overlap == (schedule == "dynamic")
+        assert not plan.steps[0].overlap  # all before it has ended
+        assert plan.workspace_bytes(workload) == scratch
+        text = Renderer(paths.templates()).render(candidate).text
+        assert ("fwd_zero(" in text) == (len(symbols) == 2)
 
 
 def test_bytes_moved_shrink_with_the_tile() -> None:

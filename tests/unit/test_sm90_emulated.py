@@ -277,6 +277,11 @@ BLIND: tuple[tuple[str, Row, Edit], ...] = (
      ("atomicOr(&shared.control().overflowed[(received - 1) % NOTES], 1 << group);", ";")),
     ("operands in the wrong order", ("fwd-bf16-d64-dense", {}),
      ('"cvt.rn.bf16x2.f32 %0, %1, %2;"', '"cvt.rn.bf16x2.f32 %0, %2, %1;"')),
+    ("tiles are counted from what was there before", ("fwd-bf16-d128-causal", {}),
+     ("  wait_for_previous_kernel();  // the counter is its work, see zero_fwd_sm90.h\n"
+      "  return gridDim.x + atomicAdd(counter, 1u);",
+      "  const unsigned next = gridDim.x + atomicAdd(counter, 1u);\n"
+      "  wait_for_previous_kernel();\n  return next;")),
     ("the kernel before has not ended", ("bwd-bf16-d64-dense", {}),
      ("  wait_for_previous_kernel();  // lse and delta are its work\n", "")),
     ("a result converted before it is summed", ("bwd-bf16-d64-dense", {}),
@@ -326,6 +331,8 @@ def test_a_broken_kernel_is_noticed(
 RULES: tuple[tuple[str, Row, Edit], ...] = (
     ("a block of bwd_main ends before what it loads has arrived",
      ("bwd-bf16-d64-causal-topleft", {}), ("barrier_wait(shared + V_FULL, 0);", ";")),
+    ("a block of fwd never waits for the launch before", ("fwd-bf16-d128-causal", {}),
+     ("  wait_for_previous_kernel();  // the counter is its work, see zero_fwd_sm90.h\n", "")),
     ("a block of bwd_post never waits for the launch before", ("bwd-bf16-d64-dense", {}),
      ("  wait_for_previous_kernel();\n  convert(p,", "  convert(p,")),
     ("a barrier that expects 1048576 bytes", ("fwd-bf16-d64-dense", {}),
