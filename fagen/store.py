@@ -39,13 +39,17 @@ class Store:
 
     def entries(self) -> tuple[Entry, ...]:
         """All entries, one per problem, target and workload, sorted."""
-        found: dict[tuple[str, str, str], Entry] = {}
+        return tuple(entry for _, entry in self.held())
+
+    def held(self) -> tuple[tuple[Path, Entry], ...]:
+        """The entries, each with the root that it is from."""
+        found: dict[tuple[str, str, str], tuple[Path, Entry]] = {}
         for root in self.read:
             for path in sorted(root.glob("*/*.yaml")):
                 for entry in read_file(path):
-                    had = found.setdefault(_key(entry), entry)
+                    _, had = found.setdefault(_key(entry), (root, entry))
                     if had is not entry and self._is_stale(had) and not self._is_stale(entry):
-                        found[_key(entry)] = entry
+                        found[_key(entry)] = root, entry
         return tuple(found[key] for key in sorted(found))
 
     def find(self, problem: Problem, target: Target, workload: Workload) -> Entry | None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fagen.cli import explanation, session
 from fagen.cli import options as opt
 from fagen.cli.output import print_json, table
-from fagen.errors import StoreError
 
 if TYPE_CHECKING:
     from fagen.build import Builder
@@ -137,13 +135,14 @@ def emit(
     """Build what was learned into a package: Python and C, with no need of fagen or a compiler."""
     from fagen.emit import destination
     from fagen.emit import emit as write
+    from fagen.shipment import told
     from fagen.wheel import wheel
 
     destination(output, name)
-    entries = _chosen(session.store(tuned).entries(), problem or [], target or [])
     renderer, builder = session.renderer(), session.builder()
-    if not allow_stale:
-        _refuse_stale(entries, renderer)
+    entries, left_out = _chosen(problem or [], target or [], tuned, renderer, allow_stale)
+    if left_out:
+        sys.stderr.write(f"{told(left_out)}\n")
     shipped = []
     for entry in entries:
         if not quiet:
@@ -153,52 +152,34 @@ def emit(
     made = wheel(package, package.parent) if as_wheel else None
     if as_json:
         print_json(package=package, wheel=made, name=name or output.name, kernels=[
-            {"problem": e.problem, "target": e.target.name, "workload": e.workload}
-            for e in entries
-        ])
+            _named(entry) for entry in entries
+        ], left_out=[_named(entry) for entry in left_out])
     else:
         print(package if made is None else f"{package}\n{made}")
 
 
+def _named(entry: Entry) -> dict[str, Any]:
+    return {"problem": entry.problem, "target": entry.target.name, "workload": entry.workload}
+
+
 def _chosen(
-    entries: Iterable[Entry], problems: list[str], targets: list[str]
-) -> tuple[Entry, ...]:
-    """By problem and by target; without a target, what some device of this machine can run."""
-    from fagen import devices
-    from fagen.model import Problem
-
-    wanted = {Problem.parse(slug) for slug in problems}
-    here = () if targets else (devices.host(), *devices.gpus().gpus)
-    entries = tuple(entries)
-    chosen = tuple(
-        e for e in entries
-        if (not wanted or e.problem in wanted)
-        and (e.target.name in targets or any(e.target.serves(d.target) for d in here))
-    )
-    missing = sorted(map(str, wanted - {e.problem for e in chosen}))
-    if missing or not chosen:
-        where = ", ".join(targets) or "this machine"
-        raise StoreError(
-            f"nothing was learned about {', '.join(missing) or 'any problem'} for {where}"
-            f" ({len(entries)} entries in all)",
-            f"fagen tune {' '.join(missing) or 'PROBLEM'}; fagen list shows what there is",
-        )
-    return chosen
-
-
-def _refuse_stale(entries: Sequence[Entry], renderer: Renderer) -> None:
+    slugs: list[str], targets: list[str], tuned: Path | None, renderer: Renderer, allow_stale: bool
+) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
+    """What goes into the package, and what was asked for and is left out."""
+    from fagen import devices, paths
     from fagen.families import FAMILIES
+    from fagen.model import Problem
+    from fagen.shipment import Known, chosen, without_stale
     from fagen.store import staleness
 
-    stale = [(e, reason) for e in entries if (reason := staleness(e, renderer, FAMILIES))]
-    if stale:
-        first, reason = stale[0]
-        problems = " ".join(dict.fromkeys(str(entry.problem) for entry, _ in stale))
-        raise StoreError(
-            f"{len(stale)} of {len(entries)} entries are stale; {first.problem} "
-            f"{first.workload} on {first.target.name}: {reason}",
-            f"fagen tune {problems}, or pass --allow-stale",
-        )
+    problems = [Problem.parse(slug) for slug in slugs]
+    here = () if targets else (devices.host(), *devices.gpus().gpus)
+    store = session.store(tuned)
+    known = (Known(entry, root == paths.tuned() != store.write) for root, entry in store.held())
+    found = chosen(known, problems, targets, [device.target for device in here])
+    if allow_stale:
+        return tuple(k.entry for k in found), ()
+    return without_stale(found, lambda e: staleness(e, renderer, FAMILIES), problems, targets)
 
 
 def _build(entry: Entry, renderer: Renderer, builder: Builder) -> Shipped:

@@ -166,14 +166,16 @@ def test_emit_removes_nothing_that_is_not_its_own(home: Home) -> None:
 
 
 def test_stale_entries_are_marked_and_refused(home: Home, tmp_path: Path) -> None:
-    tuned = tmp_path / "tuned"
-    home.run("tune", FWD, *TINY, "--tuned", str(tuned), "-q")
+    # Of a problem that nobody else knows: a fresh entry of another folder would take its place.
+    tuned, slug = tmp_path / "tuned", "fwd-fp32-d48-dense"
+    home.run("tune", slug, *TINY, "--tuned", str(tuned), "-q")
     (path,) = tuned.rglob("*.yaml")
     path.write_text(re.sub(r'source: "?\w+"?', f'source: "{"0" * 64}"', path.read_text()))
     option = ("--tuned", str(tuned))
-    (stale,) = [i["stale"] for i in home.json("list", *option)["entries"] if i["stale"]]
+    listed = home.json("list", *option)["entries"]
+    (stale,) = [i["stale"] for i in listed if i["entry"]["problem"] == slug]
     assert stale == "the source changed since it was tuned"
-    emit = ("emit", "-o", "stale", "--problem", FWD, *option)
+    emit = ("emit", "-o", "stale", "--problem", slug, *option)
     ran = home.run(*emit, code=1)
     assert "1 of 1 entries are stale" in ran.stderr
     assert "--allow-stale" in ran.stderr

@@ -5,17 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner, Result
 
 from fagen import paths
+from fagen.cli import app
+from fagen.devices import host
 from fagen.emit import Shipped, emit
-from fagen.errors import FagenError, UsageError
+from fagen.errors import FagenError, StoreError, UsageError
+from fagen.families import families_for
 from fagen.link import find_cc
-from fagen.model import Entry, Measurement, Workload
+from fagen.model import Entry, Measurement, Problem, Workload
+from fagen.render import Renderer
+from fagen.store import Store
 from tests.unit import toykernel
 
 MEASURED = Measurement(10.0, 9.0, 11.0, 5, 0.25, "lse", tflops=1.5)
@@ -122,28 +128,29 @@ def test_what_cannot_be_emitted(kernels: list[Shipped], tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def stored(slug: str, root: Path, tuned_today: bool) -> Entry:
+    """The default of a host kernel as an entry in a folder of what was learned."""
+    problem, target = Problem.parse(slug), host().target
+    candidate = families_for(problem, target)[0].default(problem, target)
+    source = Renderer(paths.templates()).render(candidate).digest if tuned_today else "0" * 64
+    entry = Entry(problem, target, Workload(1, 2, 2, 64, 64), candidate.family.name,
+                  asdict(candidate.config), MEASURED, provenance={"source": source})
+    Store([], root).put(entry)
+    return entry
+
+
+def fagen_emit(*words: str) -> Result:
+    return CliRunner().invoke(app, ["emit", *words, "--json"])
+
+
 def test_the_verb(tmp_path: Path) -> None:
     """From an entry in a folder of what was learned to a package and its wheel, twice the same."""
-    from dataclasses import asdict
-
-    from typer.testing import CliRunner
-
-    from fagen.cli import app
-    from fagen.devices import host
-    from fagen.families import families_for
-    from fagen.model import Problem
-    from fagen.store import Store
-
-    problem, target = Problem.parse("fwd-fp32-d16-dense"), host().target
-    family = families_for(problem, target)[0]
-    config = asdict(family.default(problem, target).config)
-    entry = Entry(problem, target, Workload(1, 2, 2, 64, 64), family.name, config, MEASURED)
-    Store([], tmp_path / "tuned").put(entry)
+    slug, tuned = "fwd-fp32-d16-dense", tmp_path / "tuned"
+    stored(slug, tuned, tuned_today=True)
 
     def run(folder: str) -> dict[str, Any]:
-        done = CliRunner().invoke(app, [
-            "emit", "-o", str(tmp_path / folder / "pack"), "--wheel", "--tuned",
-            str(tmp_path / "tuned"), "--problem", str(problem), "--allow-stale", "--json"])
+        done = fagen_emit("-o", str(tmp_path / folder / "pack"), "--wheel", "--tuned", str(tuned),
+                          "--problem", slug)
         assert done.exit_code == 0, done.output
         answer: dict[str, Any] = json.loads(done.stdout)
         return answer
@@ -151,4 +158,29 @@ def test_the_verb(tmp_path: Path) -> None:
     one, two = run("one"), run("two")
     assert contents(Path(one["package"])) == contents(Path(two["package"]))
     assert Path(one["wheel"]).read_bytes() == Path(two["wheel"]).read_bytes()
-    assert [k["problem"] for k in one["kernels"]] == [str(problem)]
+    assert [k["problem"] for k in one["kernels"]] == [slug]
+    assert one["left_out"] == []
+
+
+def test_what_was_shipped_and_is_stale_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no fault of the user, who tuned something else; unless it was asked for by name."""
+    shipped, mine = tmp_path / "shipped", tmp_path / "mine"
+    monkeypatch.setattr(paths, "tuned", lambda: shipped)
+    stored("fwd-fp32-d16-causal", shipped, tuned_today=False)
+    stored("fwd-fp32-d16-dense", mine, tuned_today=True)
+    words = ("-o", str(tmp_path / "pack"), "--tuned", str(mine))
+    done = fagen_emit(*words)
+    assert done.exit_code == 0, done.output
+    assert [k["problem"] for k in json.loads(done.stdout)["kernels"]] == ["fwd-fp32-d16-dense"]
+    assert [k["problem"] for k in json.loads(done.stdout)["left_out"]] == ["fwd-fp32-d16-causal"]
+    assert "1 stale entries that were shipped with fagen (fwd-fp32-d16-causal on" in done.stderr
+    asked = fagen_emit(*words, "--problem", "fwd-fp32-d16-causal")
+    assert isinstance(asked.exception, StoreError)
+    assert "--allow-stale" in str(asked.exception.hint)
+    # A folder that is written to is the user's own, the shipped one too.
+    own = fagen_emit("-o", str(tmp_path / "pack"), "--tuned", str(shipped))
+    assert isinstance(own.exception, StoreError)
+    done = fagen_emit(*words, "--allow-stale")
+    assert len(json.loads(done.stdout)["kernels"]) == 2

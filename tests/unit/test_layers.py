@@ -19,10 +19,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("doctor", "progress", "plots", "draw", "spec", "ceiling", "explain", "report",
      "charts", "export", "history",
      "capture", "recheck", "refresh", "crew"),
-    ("bench", "benchrun", "contenders", "suites"),
+    ("bench", "benchrun", "contenders", "passes", "suites"),
     ("search", "exploration", "explorer", "surrogate", "finale", "learned", "trial",
      "portfolio", "budget", "journal", "shared", "board", "members", "outbox", "storage", "ledger",
-     "tunable", "emit", "wheel"),
+     "tunable", "emit", "wheel", "shipment"),
     ("pool", "builds", "child", "lock", "scratch", "rivals", "winner"),
     ("worker", "workbench", "peers", "masks", "verify", "timing", "call", "inputs", "cases",
      "reference", "library", "pieces"),
@@ -48,7 +48,8 @@ HOMES: dict[str, set[str]] = {
     "pycuda": {"compilers", "timing"},
     "matplotlib": {"plots", "draw"},
     "torch": {"worker", "workbench", "peers", "verify", "timing", "call", "inputs", "masks",
-              "reference", "pieces", "benchrun", "contenders", "ceiling", "capture", "runtime"},
+              "reference", "pieces", "benchrun", "contenders", "passes", "ceiling", "capture",
+              "runtime"},
 }
 OPTIONAL_PEERS = {"flash_attn": {"contenders"}}
 
