@@ -6,9 +6,10 @@ kernels are those of the cpu family.
 
 from __future__ import annotations
 
-import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,75 +23,92 @@ from fagen.devices import host
 from fagen.emit import Shipped, emit
 from fagen.families import families_for
 from fagen.link import Part
-from fagen.model import Entry, Measurement, Problem, Workload
+from fagen.model import Entry, Measurement, Problem, Target, Workload
 from fagen.render import Renderer
+from tests.unit.imported import imported
 
 transformers = pytest.importorskip("transformers")
 
-NAME = "hub_attention"
+NAME, PACKING = "hub_attention", "hub_packing_attention"
 DIM, WINDOW, LENGTH = 16, 5, 13
 KERNELS = [f"{op}-fp32-d{DIM}-{pattern}" for op in ("fwd", "bwd")
            for pattern in ("dense", "causal", f"window{WINDOW - 1}", "window2x2")]
-SIZES: dict[str, Any] = {
-    "hidden_size": 4 * DIM, "intermediate_size": 96, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "initializer_range": 0.2, "attention_dropout": 0.0,
-}
-DECODER = {**SIZES, "vocab_size": 64, "max_position_embeddings": 64, "pad_token_id": 0}
+ALONE = "packed sequences, one after another: no kernel of this package serves"
 
 
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    target, renderer = host().target, Renderer(paths.templates())
+@contextmanager
+def made(folder: Path, slugs: Iterable[str], target: Target) -> Iterator[Any]:
+    """The default kernels for a target, emitted and registered."""
+    renderer = Renderer(paths.templates())
     builder, shipped = Builder(Cache(paths.cache())), []
-    for problem in map(Problem.parse, KERNELS):
+    for problem in map(Problem.parse, slugs):
         family = families_for(problem, target)[0]
         candidate = family.default(problem, target)
         source = renderer.render(candidate)
         part = Part(candidate, source, builder.build(candidate, source))
         shipped.append(Shipped(part, Entry(problem, target, Workload(2, 4, 2, 64, 64), family.name,
                                            {}, Measurement(1, 1, 1, 1, 0, ""))))
-    folder = emit(shipped, tmp_path_factory.mktemp("made") / NAME)
-    sys.path.insert(0, str(folder.parent))
-    try:
-        found = importlib.import_module(NAME)
-        assert found.register_with_transformers() == NAME
+    with imported(emit(shipped, folder)) as found:
+        assert found.register_with_transformers() == folder.name
         yield found
-    finally:
-        sys.path.remove(str(folder.parent))
 
 
-def llama() -> Any:
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with made(tmp_path_factory.mktemp("made") / NAME, KERNELS, host().target) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def packing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """With kernels for packed sequences beside them."""
+    slugs = [*KERNELS, *(f"{slug}+varlen" for slug in KERNELS)]
+    with made(tmp_path_factory.mktemp("made") / PACKING, slugs, host().target) as found:
+        yield found
+
+
+def sizes(dim: int) -> dict[str, Any]:
+    return {"hidden_size": 4 * dim, "intermediate_size": 6 * dim, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "initializer_range": 0.8 * dim**-0.5,
+            "attention_dropout": 0.0}
+
+
+def decoder(dim: int) -> dict[str, Any]:
+    return {**sizes(dim), "vocab_size": 64, "max_position_embeddings": 64, "pad_token_id": 0}
+
+
+def llama(dim: int = DIM) -> Any:
     return transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(**DECODER, num_key_value_heads=2))
+        transformers.LlamaConfig(**decoder(dim), num_key_value_heads=2))
 
 
-def mistral() -> Any:
-    return transformers.MistralForCausalLM(
-        transformers.MistralConfig(**DECODER, num_key_value_heads=2, sliding_window=WINDOW))
+def mistral(dim: int = DIM) -> Any:
+    return transformers.MistralForCausalLM(transformers.MistralConfig(
+        **decoder(dim), num_key_value_heads=2, sliding_window=WINDOW))
 
 
-def gpt2() -> Any:
+def gpt2(dim: int = DIM) -> Any:
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(
-        vocab_size=64, n_positions=64, n_embd=4 * DIM, n_layer=2, n_head=4, initializer_range=0.2,
-        attn_pdrop=0.0, resid_pdrop=0.0, embd_pdrop=0.0))
+        vocab_size=64, n_positions=64, n_embd=4 * dim, n_layer=2, n_head=4,
+        initializer_range=0.8 * dim**-0.5, attn_pdrop=0.0, resid_pdrop=0.0, embd_pdrop=0.0))
 
 
-def bert() -> Any:
-    given = {name: DECODER[name] for name in DECODER if name != "attention_dropout"}
+def bert(dim: int = DIM) -> Any:
+    given = {name: size for name, size in decoder(dim).items() if name != "attention_dropout"}
     return transformers.BertForMaskedLM(transformers.BertConfig(
         **given, attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0))
 
 
-def vit() -> Any:
+def vit(dim: int = DIM) -> Any:
     return transformers.ViTForImageClassification(transformers.ViTConfig(
-        **{k: v for k, v in SIZES.items() if k != "attention_dropout"}, image_size=24, patch_size=8,
-        num_labels=7, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+        **{k: v for k, v in sizes(dim).items() if k != "attention_dropout"}, image_size=24,
+        patch_size=8, num_labels=7, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
 
 
-def modernbert() -> Any:
+def modernbert(dim: int = DIM) -> Any:
     return transformers.ModernBertForMaskedLM(transformers.ModernBertConfig(
-        **DECODER, local_attention=4, global_attn_every_n_layers=2, bos_token_id=1, eos_token_id=2,
-        cls_token_id=1, sep_token_id=2))
+        **decoder(dim), local_attention=4, global_attn_every_n_layers=2, bos_token_id=1,
+        eos_token_id=2, cls_token_id=1, sep_token_id=2))
 
 
 def tokens(padding: str = "") -> dict[str, Tensor]:
@@ -105,11 +123,13 @@ def tokens(padding: str = "") -> dict[str, Tensor]:
     return {"input_ids": ids * seen, "attention_mask": seen}
 
 
-def results(model: Any, inputs: dict[str, Tensor], how: str) -> list[Tensor]:
+def results(
+    model: Any, inputs: dict[str, Tensor], how: str, options: dict[str, Any]
+) -> list[Tensor]:
     """The logits of real tokens, and the gradient of every parameter."""
     model.set_attn_implementation(how)
     model.zero_grad()
-    logits = model(**inputs).logits
+    logits = model(**inputs, **options).logits
     if "attention_mask" in inputs:
         logits = logits[inputs["attention_mask"].bool()]
     weights = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits).sin()
@@ -118,22 +138,28 @@ def results(model: Any, inputs: dict[str, Tensor], how: str) -> list[Tensor]:
     return [logits.detach(), *grads]
 
 
-def compare(package: Any, make: Callable[[], Any], inputs: dict[str, Tensor]) -> dict[str, int]:
+def compare(
+    package: Any, make: Callable[[], Any], inputs: dict[str, Tensor], device: str = "cpu",
+    dtype: torch.dtype = torch.float32, **options: Any,
+) -> dict[str, int]:
     """At most twice the error of eager attention in the same type; what fell back meanwhile."""
     torch.manual_seed(0)
-    model = make().train()
+    model = make().train().to(device, dtype)
+    inputs = {name: x.to(device, dtype if x.is_floating_point() else None)
+              for name, x in inputs.items()}
     before = package.fell_back()
-    ours = results(model, inputs, NAME)
+    ours = results(model, inputs, package.__name__, options)
     fell = {why: n - before.get(why, 0) for why, n in package.fell_back().items()
             if n != before.get(why, 0)}
-    eager = results(model, inputs, "eager")
+    eager = results(model, inputs, "eager", options)
     # torch's attention is exact in fp64; some eager ones take their softmax in fp32 all the same.
-    exact = results(model.double(), {
-        name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}, "sdpa")
+    doubled = {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
+    exact = results(model.double(), doubled, "sdpa", options)
     assert len(ours) == len(eager) == len(exact) > 10
     # Where eager attention is all but exact, a rounding of the largest logit or gradient.
     # (The gradient of a bias of keys is 0, as the sum of terms of that size.)
-    floors = [2.0 ** -23 * max(x.abs().max() for x in kind) for kind in (exact[:1], exact[1:])]
+    unit = torch.finfo(dtype).eps
+    floors = [unit * max(x.abs().max() for x in kind) for kind in (exact[:1], exact[1:])]
     for i, (found, plain, right) in enumerate(zip(ours, eager, exact, strict=True)):
         assert found.shape == right.shape
         bound = 2 * (plain - right).abs().max() + floors[i > 0]
@@ -146,13 +172,42 @@ def compare(package: Any, make: Callable[[], Any], inputs: dict[str, Tensor]) ->
     (bert, "left"), (bert, "right"), (mistral, ""), (mistral, "left"), (modernbert, ""),
 ])
 def test_text_models(package: Any, make: Callable[[], Any], padding: str) -> None:
-    assert compare(package, make, tokens(padding)) == {}
+    """A batch whose sequences differ is computed one sequence after another, and that is told."""
+    fell = compare(package, make, tokens(padding))
+    assert all(why.startswith(ALONE) for why in fell)
+    assert bool(fell) == bool(padding)
 
 
 def test_a_window_beside_padding_on_the_right(package: Any) -> None:
     """The rows of padding have a window that shrinks, which no kernel has: torch computes those."""
-    (why,) = compare(package, mistral, tokens("right"))
+    whys = [why for why in compare(package, mistral, tokens("right")) if not why.startswith(ALONE)]
+    assert len(whys) == 1
+    assert whys[0].startswith("no kernel of this package serves")
+
+
+@pytest.mark.parametrize(("make", "padding", "calls"), [
+    (llama, "left", 1), (llama, "right", 2), (gpt2, "left", 1), (bert, "left", 1),
+    (bert, "right", 1), (mistral, "left", 1), (modernbert, "left", 1),
+])
+def test_padded_batches_take_one_call_for_each_band(
+    packing: Any, make: Callable[[], Any], padding: str, calls: int
+) -> None:
+    before = packing.served()
+    assert compare(packing, make, tokens(padding)) == {}
+    new = {slug: n - before.get(slug, 0) for slug, n in packing.served().items()}
+    for op in ("fwd", "bwd"):
+        counts = [n for slug, n in new.items() if n and slug.startswith(op)]
+        assert sum(counts) <= 2 * calls, new
+    assert any(n for slug, n in new.items() if slug.endswith("+varlen"))
+
+
+def test_what_no_packed_kernel_has_goes_alone(packing: Any) -> None:
+    """The shrinking windows of padding; the real tokens' rows are still one call."""
+    before = packing.served()
+    (why,) = compare(packing, mistral, tokens("right"))
     assert why.startswith("no kernel of this package serves")
+    new = {slug: n - before.get(slug, 0) for slug, n in packing.served().items()}
+    assert new[f"fwd-fp32-d{DIM}-window{WINDOW - 1}+varlen"] == 2  # one in each layer
 
 
 def test_an_image_model(package: Any) -> None:
@@ -161,21 +216,33 @@ def test_an_image_model(package: Any) -> None:
     assert compare(package, vit, {"pixel_values": pixels}) == {}
 
 
-def test_packed_sequences(package: Any) -> None:
+@pytest.mark.parametrize("which", ["package", "packing"])
+def test_packed_sequences(which: str, request: pytest.FixtureRequest) -> None:
     """Positions that start over mark a new sequence; each then equals its own run."""
+    package = request.getfixturevalue(which)
     lengths = (6, 3, 4)
     ids = tokens()["input_ids"][:1]
     positions = torch.cat([torch.arange(n) for n in lengths])[None]
-    assert compare(package, llama, {"input_ids": ids, "position_ids": positions}) == {}
+    before = package.served()
+    inputs = {"input_ids": ids, "position_ids": positions}
+    fell = compare(package, llama, inputs, use_cache=False)  # with a cache they are one sequence
+    new = {slug: n - before.get(slug, 0) for slug, n in package.served().items()}
+    if which == "packing":
+        assert fell == {}
+        assert {slug: n for slug, n in new.items() if n} == {
+            f"{op}-fp32-d{DIM}-causal+varlen": 2 for op in ("fwd", "bwd")}
+    else:
+        assert list(fell.values()) == [2]
+        assert next(iter(fell)).startswith(ALONE)
     model = llama().eval()
-    model.set_attn_implementation(NAME)
+    model.set_attn_implementation(package.__name__)
     packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits
     alone = [model(input_ids=part).logits for part in ids.split(lengths, 1)]
     torch.testing.assert_close(packed, torch.cat(alone, 1))
 
 
 def test_the_mask_of_a_batch_is_read_once(package: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    masks = sys.modules[f"{NAME}.masks"]
+    masks = sys.modules[f"{NAME}.pieces"]
     read, before = [], masks.pieces_of
     monkeypatch.setattr(masks, "pieces_of", lambda mask: read.append(mask) or before(mask))
     model = llama()
@@ -185,8 +252,13 @@ def test_the_mask_of_a_batch_is_read_once(package: Any, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-@pytest.mark.parametrize("padding", ["", "left"])
-def test_generation(package: Any, cache: str, padding: str) -> None:
+@pytest.mark.parametrize(("which", "padding"), [
+    ("package", ""), ("package", "left"), ("packing", "left"),
+])
+def test_generation(
+    which: str, cache: str, padding: str, request: pytest.FixtureRequest
+) -> None:
+    package = request.getfixturevalue(which)
     torch.manual_seed(0)
     model = llama().eval()
 
@@ -198,8 +270,11 @@ def test_generation(package: Any, cache: str, padding: str) -> None:
         return found
 
     before = package.fell_back()
-    found = generate(NAME)
-    assert package.fell_back() == before
+    found = generate(package.__name__)
+    new = {why for why, n in package.fell_back().items() if n != before.get(why, 0)}
+    copies = "packed sequences, one after another: keys and values would have to be copied"
+    assert all(why == copies or (which == "package" and why.startswith(ALONE)) for why in new)
+    assert bool(new) == bool(padding)  # a cache is left where it is
     assert found.shape == (3, LENGTH + 6)
     assert torch.equal(found, generate("eager"))
 
@@ -268,7 +343,7 @@ def test_registering(package: Any) -> None:
 
 def check_mask(package: Any, mask: Tensor) -> dict[str, int]:
     """Whatever the mask, the result is torch's; rows that see nothing are zeros."""
-    masks = sys.modules[f"{NAME}.masks"]
+    masks = sys.modules[f"{package.__name__}.masks"]
     made = torch.Generator().manual_seed(0)
     batch, _, rows, keys = mask.shape
     given = [torch.randn(s, generator=made).requires_grad_() for s in
@@ -295,7 +370,7 @@ def band(rows: int, keys: int, left: int, right: int, shift: int = 0) -> Tensor:
     return ((key >= diagonal - left) & (key <= diagonal + right))[None, None]
 
 
-@pytest.mark.parametrize("mask", [
+MASKS = [
     band(9, 9, 99, 99),
     band(9, 9, 99, 0),
     band(9, 20, 99, 0),  # a static cache
@@ -310,15 +385,36 @@ def band(rows: int, keys: int, left: int, right: int, shift: int = 0) -> Tensor:
     torch.block_diag(*(torch.ones(n, n) for n in (4, 2, 5))).bool()[None, None],
     torch.block_diag(*(torch.ones(n, n) for n in (4, 1, 1, 5))).bool()[None, None],
     torch.zeros(2, 1, 9, 9, dtype=torch.bool),
-], ids=range(14))
-def test_masks_that_fall_into_bands(package: Any, mask: Tensor) -> None:
+]
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=range(len(MASKS)))
+@pytest.mark.parametrize("which", ["package", "packing"])
+def test_masks_that_fall_into_bands(
+    which: str, mask: Tensor, request: pytest.FixtureRequest
+) -> None:
     allowed = {"fwd-fp32-d16-window0", "bwd-fp32-d16-window0"}  # rows that see but themselves
-    for why in check_mask(package, mask):
-        assert any(name in why for name in allowed), why
+    for why in check_mask(request.getfixturevalue(which), mask):
+        assert any(name in why for name in allowed) or (which, why[:len(ALONE)]) == (
+            "package", ALONE), why
 
 
-def test_random_masks(package: Any) -> None:
+def test_sequences_of_different_bands(packing: Any) -> None:
+    """Each band is one call over all sequences; a batch of masks needs no piece of its own."""
+    shapes = [band(9, 9, 99, 0), band(9, 9, 99, 99), band(9, 9, 4, 0),
+              band(9, 9, 99, 0) & (torch.arange(9) >= 4), band(9, 9, 99, 99) & False]
+    before = packing.served()
+    assert check_mask(packing, torch.cat(shapes)) == {}
+    new = {slug: n - before.get(slug, 0) for slug, n in packing.served().items()}
+    assert {slug: n for slug, n in new.items() if n} == {
+        f"{op}-fp32-d{DIM}-{pattern}+varlen": 1 for op in ("fwd", "bwd")
+        for pattern in ("dense", "causal", f"window{WINDOW - 1}")}
+
+
+@pytest.mark.parametrize("which", ["package", "packing"])
+def test_random_masks(which: str, request: pytest.FixtureRequest) -> None:
     """Rows of keys in one run each, at random: many pieces, the same results."""
+    package = request.getfixturevalue(which)
     made = torch.Generator().manual_seed(0)
     for _ in range(20):
         batch, rows, keys = 2, 8, 11
@@ -349,3 +445,9 @@ def test_too_many_pieces(package: Any) -> None:
     mask[0, 0, torch.arange(rows), 3 * torch.arange(rows)] = True
     q, k = torch.zeros(1, 1, rows, DIM), torch.zeros(1, 1, 3 * rows, DIM)
     assert masks.masked(q, k, k, mask, None) == (None, "the mask falls into more than 256 pieces")
+
+
+def test_no_number_of_pieces_is_too_many_for_packed_sequences(packing: Any) -> None:
+    rows = sys.modules[f"{PACKING}.masks"].MOST_PIECES + 1
+    ends = torch.block_diag(*(torch.ones(2, 2) for _ in range(rows))).bool()
+    assert check_mask(packing, ends[None, None]) == {}
