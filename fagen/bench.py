@@ -49,10 +49,22 @@ def run_suite(
     options: BenchOptions,
     on_cell: Callable[[dict[str, Any]], None] = lambda cell: None,
     deadline: float = CELL_SECONDS,
+    save: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
-    """Time the cells; the result is the content of a file under bench/results."""
+    """Time the cells; the result is the content of a file under bench/results, which ``save`` gets
+    after every cell, so that a run which is cut short has told what it knew."""
     done: list[dict[str, Any]] = []
     machine: dict[str, Any] = {}
+
+    def result() -> dict[str, Any]:
+        return {
+            **machine,
+            "date": datetime.date.today().isoformat(),
+            "command": " ".join(["fagen", *sys.argv[1:]]),
+            "method": METHOD,
+            "cells": done,
+        }
+
     while len(done) < len(cells):
         todo = cells[len(done):]
         for message in _child(todo, options, deadline):
@@ -63,13 +75,8 @@ def run_suite(
                 todo = todo[1:]
                 done.append(record)
                 on_cell(record)
-    return {
-        **machine,
-        "date": datetime.date.today().isoformat(),
-        "command": " ".join(["fagen", *sys.argv[1:]]),
-        "method": METHOD,
-        "cells": done,
-    }
+                save(result())
+    return result()
 
 
 def _child(

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from fagen.bench import BenchOptions
-from fagen.contenders import Contender, Inputs, Unserved, contenders
+from fagen.contenders import Contender, contenders
+from fagen.passes import Inputs, Unserved
 from fagen.suites import Cell
 
 FLUSH_BYTES = 256 << 20  # several times the largest L2
@@ -34,6 +35,18 @@ class Clock:
     def time(self, calls: list[Callable[[], Any]], rounds: int) -> list[list[float]]:
         """`rounds` samples of each call, the calls taking turns."""
         return self._gpu(calls, rounds) if self.gpu else self._cpu(calls, rounds)
+
+    def peak_bytes(self, call: Callable[[], Any]) -> int:
+        """Run it once: the GPU memory it takes on top, its output included."""
+        if not self.gpu:
+            call()
+            return 0
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
 
     def _gpu(self, calls: list[Callable[[], Any]], rounds: int) -> list[list[float]]:
         pairs: list[list[tuple[Any, Any]]] = [[] for _ in calls]
@@ -74,6 +87,7 @@ def _time_cell(
     inputs = Inputs.random(cell, options.device)
     calls: dict[str, Callable[[], Any]] = {}
     unserved: dict[str, str] = {}
+    peaks: dict[str, int] = {}
     rounds = options.rounds
     for name, prepare in field.items():
         scores = cell.batch * cell.heads_q * cell.seq_q * cell.seq_kv * 4
@@ -81,7 +95,7 @@ def _time_cell(
             if name == "math" and scores > STANDARD_LIMIT:
                 raise Unserved(f"the score matrix alone would take {scores >> 30} GiB")
             call = prepare(cell, inputs)
-            call()
+            peaks[name] = clock.peak_bytes(call)
             rounds = min(rounds, _rounds(call, clock, options))
             calls[name] = call
         except Exception as error:  # a peer that cannot do this cell is no reason to stop
@@ -93,6 +107,8 @@ def _time_cell(
         "spread": {name: _spread(s) for name, s in samples.items()},
         "rounds": rounds,
     }
+    if clock.gpu:
+        record["peak_bytes"] = {name: peaks[name] for name in calls}
     if unserved:
         record["unserved"] = unserved
     return record

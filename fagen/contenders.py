@@ -6,98 +6,43 @@ q, k, v [batch, heads, seqlen, dim] make a callable that does one pass and nothi
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  torch's own convention
 
+from fagen.passes import Inputs, Unserved, ends, one_by_one, one_pass, rows
+from fagen.patterns import BigBird, BlockLists, Documents, Pattern, StaticPattern
 from fagen.suites import Cell
 
 Tensor = torch.Tensor
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-class Unserved(Exception):
-    """This contender cannot do this cell; the text says why."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """One cell's tensors, made once and shared by all contenders. Packed sequences stand one after
-    another in a batch of one."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    dout: Tensor
-
-    @classmethod
-    def random(cls, cell: Cell, device: str) -> Inputs:
-        generator = torch.Generator(device).manual_seed(cell.seq_q + cell.head_dim)
-
-        def normal(heads: int, seq: int) -> Tensor:
-            batch, seq = (1, cell.total) if cell.total else (cell.batch, seq)
-            shape = (batch, heads, seq, cell.head_dim)
-            return torch.randn(shape, device=device, generator=generator).to(DTYPES[cell.dtype])
-
-        return cls(
-            normal(cell.heads_q, cell.seq_q),
-            normal(cell.heads_kv, cell.seq_kv),
-            normal(cell.heads_kv, cell.seq_kv),
-            normal(cell.heads_q, cell.seq_q),
-        )
-
-
-def _pass(cell: Cell, attend: Attend, x: Inputs) -> Callable[[], Any]:
-    """One forward, one backward alone, or both, through autograd."""
-    if cell.mode == "fwd":
-        return lambda: attend(x.q, x.k, x.v)
-    leaves = [t.detach().requires_grad_() for t in (x.q, x.k, x.v)]
-    if cell.mode == "fwdbwd":
-        return lambda: torch.autograd.grad(attend(*leaves), leaves, x.dout)
-    out = attend(*leaves)
-    return lambda: torch.autograd.grad(out, leaves, x.dout, retain_graph=True)
-
-
-def _one_by_one(cell: Cell, attend: Attend) -> Attend:
-    """Packed sequences for those who take them one after another only."""
-    if not cell.total:
-        return attend
-    lengths = [q for q, _ in cell.workload.lengths()]
-
-    def loop(*tensors: Tensor) -> Tensor:
-        split: Any = torch.split
-        sequences = zip(*(split(t, lengths, 2) for t in tensors), strict=True)
-        return torch.cat([attend(q, k, v) for q, k, v in sequences if q.numel()], 2)
-
-    return loop
-
-
-def _separate(cell: Cell) -> None:
-    if cell.total:
+def _only(cell: Cell, *, packed: bool = False, masks: bool = False) -> None:
+    """Refuse what a contender does not have."""
+    if cell.total and not packed:
         raise Unserved("it takes no packed sequences")
+    if cell.mask not in ("", "dense") and not masks:
+        raise Unserved(f"it has no {cell.mask}")
+    if cell.deterministic:
+        raise Unserved("it says nothing about repeating bit by bit")
 
 
-def _rows(x: Inputs) -> tuple[Tensor, ...]:
-    """Packed sequences as [rows, heads, dim]."""
-    return tuple(t[0].transpose(0, 1).contiguous() for t in (x.q, x.k, x.v, x.dout))
-
-
-def _ends(cell: Cell, x: Inputs) -> Tensor:
-    return torch.tensor(cell.ends, dtype=torch.int32, device=x.q.device)
+def _pattern(cell: Cell) -> Pattern:
+    return cell.problem("fwd").pattern.drawn_with(cell.density)
 
 
 def _sdpa(backend: str) -> Callable[[Cell, Inputs], Callable[[], Any]]:
     def prepare(cell: Cell, x: Inputs) -> Callable[[], Any]:
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
+        _only(cell, packed=True)
         if cell.window is not None:
             raise Unserved("torch SDPA has no sliding window")
         chosen = getattr(SDPBackend, backend)
@@ -109,15 +54,15 @@ def _sdpa(backend: str) -> Callable[[Cell, Inputs], Callable[[], Any]]:
                 )
             return out
 
-        return _pass(cell, _one_by_one(cell, attend), x)
+        return one_pass(cell, one_by_one(cell, attend), x)
 
     return prepare
 
 
 def _standard(cell: Cell, x: Inputs) -> Callable[[], Any]:
     """Attention as written: the N x N matrix in memory."""
-    _separate(cell)
-    keep = torch.from_numpy(cell.problem("fwd").pattern.mask(cell.seq_q, cell.seq_kv))
+    _only(cell, masks=True)
+    keep = torch.from_numpy(_pattern(cell).mask(cell.seq_q, cell.seq_kv))
     keep = keep.to(x.q.device)
     group = cell.heads_q // cell.heads_kv
 
@@ -127,28 +72,25 @@ def _standard(cell: Cell, x: Inputs) -> Callable[[], Any]:
         out: Tensor = scores.masked_fill(~keep, float("-inf")).softmax(-1) @ v
         return out
 
-    return _pass(cell, attend, x)
+    return one_pass(cell, attend, x)
 
 
+LARGEST_EAGER_MASK = 32768  # rows; above it the matrix itself takes too much memory
 _compiled_flex: Any = None
 
 
 def _flex(cell: Cell, x: Inputs) -> Callable[[], Any]:
     global _compiled_flex
-    _separate(cell)
+    _only(cell, masks=True)
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     if _compiled_flex is None:
         _compiled_flex = torch.compile(flex_attention, dynamic=False)
-    left = cell.window if cell.window is not None else cell.seq_kv
-
-    def keep(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (q >= k) & (q - k <= left)
-
     block_mask = None
     if cell.pattern != "dense":
         block_mask = create_block_mask(
-            keep, None, None, cell.seq_q, cell.seq_kv, device=x.q.device.type
+            _mask_mod(cell, x.q.device), None, None, cell.seq_q, cell.seq_kv,
+            device=x.q.device.type, _compile=cell.seq_q > LARGEST_EAGER_MASK,
         )
     flex = _compiled_flex
 
@@ -158,7 +100,22 @@ def _flex(cell: Cell, x: Inputs) -> Callable[[], Any]:
         )
         return out
 
-    return _pass(cell, attend, x)
+    return one_pass(cell, attend, x)
+
+
+def _mask_mod(cell: Cell, device: torch.device) -> Callable[..., Tensor]:
+    """The cell's mask as FlexAttention takes it."""
+    pattern, lengths = _pattern(cell), (cell.seq_q, cell.seq_kv)
+    if isinstance(pattern, BlockLists):
+        blocks = torch.from_numpy(pattern.drawn(*lengths)).to(device)
+        rows_of, keys_of = pattern.block_q, pattern.block_kv
+        return lambda b, h, q, k: blocks[q // rows_of, k // keys_of]
+    if not isinstance(pattern, StaticPattern):
+        raise Unserved(f"no formula says what {pattern} keeps")
+    shift, static = pattern.shift(*lengths), pattern
+    if isinstance(pattern, BigBird):  # its hash takes more than the kernel's 32 bits
+        return lambda b, h, q, k: static.keep(q.long() + shift, k.long(), cell.seq_kv)
+    return lambda b, h, q, k: static.keep(q + shift, k, cell.seq_kv)
 
 
 class FlashAttention3:
@@ -169,13 +126,14 @@ class FlashAttention3:
         self.ops = torch.ops.flash_attn_3
 
     def __call__(self, cell: Cell, x: Inputs) -> Callable[[], Any]:
+        _only(dataclasses.replace(cell, deterministic=False), packed=True)
         q, k, v, dout = (t.transpose(1, 2).contiguous() for t in (x.q, x.k, x.v, x.dout))
         options: dict[str, Any] = {
             "softmax_scale": cell.head_dim**-0.5, "is_causal": cell.causal,
         }
         if cell.total:
-            q, k, v, dout = _rows(x)
-            options |= {"cu_seqlens_q": _ends(cell, x), "cu_seqlens_k": _ends(cell, x),
+            q, k, v, dout = rows(x)
+            options |= {"cu_seqlens_q": ends(cell, x), "cu_seqlens_k": ends(cell, x),
                         "max_seqlen_q": cell.seq_q, "max_seqlen_k": cell.seq_kv}
         if cell.window is not None:
             options |= {"window_size_left": cell.window, "window_size_right": 0}
@@ -186,18 +144,19 @@ class FlashAttention3:
         if cell.mode == "fwd":
             return forward
         out, lse = forward()[:2]
+        steady = {"deterministic": True} if cell.deterministic else {}
         if cell.mode == "bwd":
-            return lambda: self.ops.bwd(dout, q, k, v, out, lse, **options)
+            return lambda: self.ops.bwd(dout, q, k, v, out, lse, **options, **steady)
 
         def both() -> Any:
             out, lse = forward()[:2]
-            return self.ops.bwd(dout, q, k, v, out, lse, **options)
+            return self.ops.bwd(dout, q, k, v, out, lse, **options, **steady)
 
         return both
 
 
 def _flash_attn_4(cell: Cell, x: Inputs) -> Callable[[], Any]:
-    _separate(cell)
+    _only(cell)
     interface = importlib.import_module("flash_attn.cute.interface")
     window = (cell.window, 0) if cell.window is not None else (None, None)
     rows = Inputs(*(t.transpose(1, 2).contiguous() for t in (x.q, x.k, x.v, x.dout)))
@@ -208,7 +167,7 @@ def _flash_attn_4(cell: Cell, x: Inputs) -> Callable[[], Any]:
         )[0]
         return out
 
-    return _pass(cell, attend, rows)
+    return one_pass(cell, attend, rows)
 
 
 class Ours:
@@ -219,32 +178,49 @@ class Ours:
         self.package = importlib.import_module(package.name)
 
     def __call__(self, cell: Cell, x: Inputs) -> Callable[[], Any]:
+        options = self._options(cell, x.q.device)
+
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            out: Tensor = self.package.attention(
-                q, k, v, causal=cell.causal and cell.window is None,
-                window=(cell.window, 0) if cell.window is not None else None,
-            )
+            out: Tensor = self.package.attention(q, k, v, **options)
             return out
 
         try:
             if cell.total:
                 return self._packed(cell, x)
-            return _pass(cell, attend, x)
+            return one_pass(cell, attend, x)
         except self.package.NoKernel as reason:
             raise Unserved(str(reason).splitlines()[0]) from reason
 
+    def _options(self, cell: Cell, device: torch.device) -> dict[str, Any]:
+        steady = {"deterministic": cell.deterministic}
+        if not cell.mask:
+            return steady | {
+                "causal": cell.causal and cell.window is None,
+                "window": (cell.window, 0) if cell.window is not None else None,
+            }
+        pattern, lengths = _pattern(cell), (cell.seq_q, cell.seq_kv)
+        if isinstance(pattern, BlockLists):
+            blocks = torch.from_numpy(pattern.drawn(*lengths)).to(device)
+            return steady | {"mask": self.package.BlockSparseMask.from_blocks(
+                blocks, *lengths, block_size=(pattern.block_q, pattern.block_kv),
+                causal=pattern.causal)}
+        if isinstance(pattern, Documents):
+            begin, end = torch.from_numpy(pattern.runs(*lengths)).to(device).T
+            return steady | {"mask": self.package.DocumentMask.from_runs(begin, end, cell.seq_kv)}
+        return steady | ({} if cell.mask == "dense" else {"pattern": cell.mask})
+
     def _packed(self, cell: Cell, x: Inputs) -> Callable[[], Any]:
         window = (cell.window, 0) if cell.window is not None else (-1, -1)
-        ends = _ends(cell, x)
+        cuts = ends(cell, x)
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             out: Tensor = self.package.flash_attn_varlen_func(
-                q, k, v, ends, ends, cell.seq_q, cell.seq_kv, causal=cell.causal,
+                q, k, v, cuts, cuts, cell.seq_q, cell.seq_kv, causal=cell.causal,
                 window_size=window,
             )
             return out
 
-        return _pass(cell, attend, Inputs(*_rows(x)))
+        return one_pass(cell, attend, Inputs(*rows(x)))
 
 
 Contender = Callable[[Cell, Inputs], Callable[[], Any]]

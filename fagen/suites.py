@@ -29,16 +29,22 @@ class Cell:
     causal: bool = False
     window: int | None = None
     total: int = 0  # rows of packed sequences, the longest of them seq_q long; 0: not packed
+    mask: str = ""  # another pattern, by its name
+    density: int = 0  # percent of it, where the mask comes with the call
+    deterministic: bool = False  # the backward
 
     @property
     def pattern(self) -> str:
+        if self.mask:
+            return self.mask
         if self.window is not None:
             return f"window{self.window}"
         return "causal" if self.causal else "dense"
 
     def problem(self, op: str) -> Problem:
-        varlen = "+varlen" if self.total else ""
-        return Problem.parse(f"{op}-{self.dtype}-d{self.head_dim}-{self.pattern}{varlen}")
+        features = "+deterministic" * (self.deterministic and op == "bwd")
+        features += "+varlen" * bool(self.total)
+        return Problem.parse(f"{op}-{self.dtype}-d{self.head_dim}-{self.pattern}{features}")
 
     @property
     def problems(self) -> tuple[Problem, ...]:
@@ -49,7 +55,9 @@ class Cell:
     @property
     def workload(self) -> Workload:
         sizes = (self.batch, self.heads_q, self.heads_kv, self.seq_q, self.seq_kv)
-        return Workload(*sizes, total_q=self.total, total_kv=self.total)
+        return Workload(
+            *sizes, total_q=self.total, total_kv=self.total, density=self.density
+        )
 
     @property
     def ends(self) -> list[int]:
@@ -62,7 +70,8 @@ class Cell:
         return sum(self.workload.flops(self.problem(op)) for op in ops)
 
     def __str__(self) -> str:
-        return f"{self.mode}-{self.dtype}-d{self.head_dim}-{self.pattern} {self.workload}"
+        steady = "+deterministic" * self.deterministic
+        return f"{self.mode}-{self.dtype}-d{self.head_dim}-{self.pattern}{steady} {self.workload}"
 
     def facts(self) -> dict[str, Any]:
         return asdict(self)
@@ -116,10 +125,70 @@ def _cpu_packed() -> Iterator[Cell]:
         yield _square("packed", mode, 64, 32, 8, 2048, causal=True, dtype="fp32", total=8192)
 
 
+def _autograd() -> Iterator[Cell]:
+    """A forward and its backward, as training has them."""
+    for dim in (64, 128):
+        for seq in (2048, 4096, 8192, 16384):
+            yield _square("autograd", "fwdbwd", dim, 16384 // seq, 2048 // dim, seq, causal=True)
+
+
+def _deterministic() -> Iterator[Cell]:
+    """What it costs that a backward repeats bit by bit."""
+    for dim in (64, 128):
+        for causal in (False, True):
+            for steady in (False, True):
+                yield _square("deterministic", "bwd", dim, 2, 2048 // dim, 8192, causal=causal,
+                              deterministic=steady)
+
+
+def _dtypes() -> Iterator[Cell]:
+    """fp16 beside bf16."""
+    for dim in (64, 128, 256):
+        for causal in (False, True):
+            for dtype in ("bf16", "fp16"):
+                yield _square("dtypes", "fwd", dim, 2, 2048 // dim, 8192, causal=causal,
+                              dtype=dtype)
+
+
+def _sparse() -> Iterator[Cell]:
+    """16K rows: lists of blocks at three densities, named patterns, and dense for their ideal."""
+    def cell(tag: str, mode: str, mask: str, density: int = 0) -> Cell:
+        return _square(tag, mode, 128, 1, 16, 16384, mask=mask, density=density)
+
+    for mode in ("fwd", "fwdbwd"):
+        for density in (50, 25, 10):
+            yield cell("blocks", mode, "blocks128", density)
+        for mask in ("window1024", "longformer-w256-g64", "bigbird-w256-g64-r192-seed7",
+                     "butterfly-b128"):
+            yield cell("static", mode, mask)
+        yield cell("ideal", mode, "dense")
+
+
+def _shares() -> Iterator[Cell]:
+    """Time against work: the same blocks, fewer and fewer of them."""
+    for size in (128, 32):
+        for mode in ("fwd", "bwd"):
+            for density in (100, 75, 50, 25, 10, 5):
+                yield _square("shares", mode, 128, 1, 16, 16384, mask=f"blocks{size}",
+                              density=density)
+
+
+def _path256() -> Iterator[Cell]:
+    """65,536 rows, with the paper's block-sparse pattern and without."""
+    for mask in ("butterfly-b128", "dense"):
+        yield _square("path256", "fwdbwd", 64, 1, 16, 65536, mask=mask)
+
+
 SUITES: dict[str, Callable[[], Iterator[Cell]]] = {
     "core": _core,
     "extra": _extra,
     "packed": _packed,
+    "autograd": _autograd,
+    "deterministic": _deterministic,
+    "dtypes": _dtypes,
+    "sparse": _sparse,
+    "shares": _shares,
+    "path256": _path256,
     "cpu-core": _cpu_core,
     "cpu-packed": _cpu_packed,
 }

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from fagen.cli import (
+    benchmark,
     capturing,
     checking,
     drawing,
@@ -38,7 +39,7 @@ app = typer.Typer(
 VERBS = (
     machine.doctor, machine.devices,
     kernel.space, kernel.render, kernel.build, kernel.verify, kernel.measure,
-    search.tune, knowledge.list_, knowledge.explain, knowledge.emit, search.bench, drawing.draw,
+    search.tune, knowledge.list_, knowledge.explain, knowledge.emit, benchmark.bench, drawing.draw,
     history.report, history.export, capturing.capture, checking.check,
     refreshing.refresh,
 )

@@ -1,4 +1,4 @@
-"""Verbs that take minutes: tune, bench."""
+"""The verb that searches: tune."""
 
 from __future__ import annotations
 
@@ -231,74 +231,3 @@ def _ops(ops: list[str] | None, allowed: bool) -> tuple[str, ...]:
         if name not in OPS:
             raise UsageError(f"unknown op {name!r}", f"one of: {', '.join(OPS)}")
     return tuple(ops or OPS)
-
-
-def bench(
-    suite: Annotated[
-        str, typer.Option(
-            "--suite", metavar="NAME", help="core, extra, packed, cpu-core or cpu-packed."),
-    ] = "core",
-    gpu: opt.Gpu = None,
-    package: Annotated[
-        Path | None,
-        typer.Option("--package", metavar="DIR", help="An emitted package: ours, in the race."),
-    ] = None,
-    fa3: Annotated[
-        Path | None, typer.Option("--fa3", metavar="FILE", help="A FlashAttention-3 library.")
-    ] = None,
-    only: Annotated[
-        list[str] | None, typer.Option("--only", metavar="NAME", help="Contender. Repeatable.")
-    ] = None,
-    rounds: Annotated[int, typer.Option("--rounds", metavar="N", help="Samples per cell.")] = 20,
-    seconds: Annotated[
-        float, typer.Option("--seconds", metavar="S", help="Per contender and cell, at most.")
-    ] = 0.6,
-    threads: Annotated[
-        int, typer.Option("--threads", metavar="N", help="On a CPU. 0: torch's choice.")
-    ] = 0,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write the result here.")
-    ] = None,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Draw it (.png or .svg).")
-    ] = None,
-    quiet: opt.Quiet = False,
-    as_json: opt.Json = False,
-) -> None:
-    """Time a suite of shapes: an emitted package against torch and other libraries, in turns."""
-    import sys
-
-    from fagen import bench as engine
-    from fagen import devices
-    from fagen.suites import suite as cells_of
-
-    opt.positive("--rounds", rounds)
-    opt.positive("--seconds", seconds)
-    if threads < 0:
-        raise UsageError(f"--threads {threads} is negative", "0 leaves torch's choice")
-    for path, name in ((package, "--package"), (fa3, "--fa3")):
-        if path is not None and not path.exists():
-            raise UsageError(f"{name} {path}: there is no such file or folder")
-    cells = cells_of(suite)
-    choices = engine.BenchOptions(
-        device=devices.pick(gpu).name,
-        package=str(package.resolve()) if package else None,
-        fa3=str(fa3.resolve()) if fa3 else None,
-        only=tuple(only or ()), rounds=rounds, seconds=seconds, threads=threads,
-    )
-
-    def progress(record: dict[str, object]) -> None:
-        if not quiet:
-            sys.stderr.write(f"{engine.cell_of(record)}  {record['us']}\n")
-
-    result = engine.run_suite(cells, choices, progress)
-    if output is not None:
-        engine.write(result, output)
-    if plot is not None:
-        from fagen.plots import draw
-
-        draw(result, plot)
-    if as_json:
-        print_json(**result)
-    else:
-        print(engine.markdown(result), end="")

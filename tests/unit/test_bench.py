@@ -60,6 +60,86 @@ def test_a_peer_without_packed_sequences_takes_them_one_by_one() -> None:
         found["math"](cell, x)
 
 
+def test_sparse_cells_are_those_of_the_goal() -> None:
+    cells = suite("sparse")
+    assert {(c.batch, c.heads_q, c.seq_q, c.head_dim, c.dtype) for c in cells} == {
+        (1, 16, 16384, 128, "bf16")}
+    kept = {c.density: c.workload.kept(c.problem("fwd")) / c.workload.scores(c.problem("fwd"))
+            for c in cells if c.tag == "blocks"}
+    assert kept == pytest.approx({50: 0.502, 25: 0.255, 10: 0.107}, abs=0.006)
+    assert {c.mask for c in cells if c.tag == "static"} == {
+        "window1024", "longformer-w256-g64", "bigbird-w256-g64-r192-seed7", "butterfly-b128"}
+    assert {c.mode for c in cells} == {"fwd", "fwdbwd"}
+    shares = suite("shares")
+    assert {c.mask for c in shares} == {"blocks128", "blocks32"}
+    assert {c.workload.density for c in shares} == {100, 75, 50, 25, 10, 5}
+
+
+def test_training_cells_and_pairs() -> None:
+    assert {(c.head_dim, c.seq_q, c.mode) for c in suite("autograd")} == {
+        (d, s, "fwdbwd") for d in (64, 128) for s in (2048, 4096, 8192, 16384)}
+    slugs = [str(c.problem("bwd")) for c in suite("deterministic")]
+    assert slugs[1::2] == [f"{slug}+deterministic" for slug in slugs[::2]]
+    assert str(suite("deterministic")[1]) == "bwd-bf16-d64-dense+deterministic b2-h32-s8192"
+    assert [c.dtype for c in suite("dtypes")] == ["bf16", "fp16"] * 6
+
+
+MASKED = [dataclasses.replace(SMALL, causal=False, seq_q=160, seq_kv=160, mask=mask, density=d)
+          for mask, d in (("longformer-w20-g8", 0), ("bigbird-w16-g8-r64-seed7", 0),
+                          ("butterfly-b16", 0), ("blocks32", 30), ("window40", 0), ("dense", 0))]
+
+
+@pytest.mark.parametrize("cell", MASKED, ids=lambda cell: cell.mask)
+def test_every_peer_means_the_same_mask(cell: Cell) -> None:
+    """What FlexAttention is given, element by element, is what the formula says."""
+    pattern = contenders._pattern(cell)
+    mask_mod = contenders._mask_mod(cell, torch.device("cpu"))
+    q, k = torch.arange(160)[:, None], torch.arange(160)[None, :]
+    given = mask_mod(0, 0, q, k).expand(160, 160)
+    assert torch.equal(given, torch.from_numpy(pattern.mask(160, 160)))
+    if cell.mask != "dense":
+        with pytest.raises(contenders.Unserved, match=f"it has no {cell.mask}"):
+            contenders.contenders("cpu", None, None)["torch"](cell, None)  # type: ignore[arg-type]
+
+
+class Package:
+    """What is asked of an emitted package."""
+
+    NoKernel = LookupError
+
+    class BlockSparseMask:
+        @classmethod
+        def from_blocks(cls, *given: Any, **options: Any) -> Any:
+            return given, options
+
+    def attention(self, q: Any, k: Any, v: Any, **options: Any) -> Any:
+        self.asked = options
+        return q
+
+
+@pytest.mark.parametrize("cell", MASKED, ids=lambda cell: cell.mask)
+def test_ours_is_asked_for_the_cells_mask(cell: Cell) -> None:
+    ours = contenders.Ours.__new__(contenders.Ours)
+    ours.package = Package()
+    ours(cell, contenders.Inputs.random(cell, "cpu"))()
+    asked = ours.package.asked
+    if cell.mask == "blocks32":
+        (blocks, *lengths), options = asked["mask"]
+        assert lengths == [160, 160]
+        assert options["block_size"] == (32, 32)
+        assert torch.equal(blocks, torch.from_numpy(contenders._pattern(cell).drawn(160, 160)))
+    else:
+        assert asked.get("pattern") == (None if cell.mask == "dense" else cell.mask)
+    assert "causal" not in asked
+
+
+def test_who_says_nothing_about_repeating_is_left_out() -> None:
+    cell = dataclasses.replace(SMALL, mode="bwd", deterministic=True)
+    inputs = contenders.Inputs.random(cell, "cpu")
+    with pytest.raises(contenders.Unserved, match="repeating bit by bit"):
+        contenders.contenders("cpu", None, None)["torch"](cell, inputs)
+
+
 def test_unknown_suite() -> None:
     with pytest.raises(UsageError, match="unknown suite 'cores'"):
         suite("cores")
@@ -94,8 +174,11 @@ def test_geometric_mean_of_nothing_is_an_error() -> None:
 
 def test_a_real_run_of_one_cell() -> None:
     seen: list[dict[str, Any]] = []
+    counts: list[int] = []
     backward = dataclasses.replace(SMALL, mode="fwdbwd")
-    result = run_suite([SMALL, backward], BenchOptions(rounds=3, threads=1), seen.append)
+    result = run_suite([SMALL, backward], BenchOptions(rounds=3, threads=1), seen.append,
+                       save=lambda result: counts.append(len(result["cells"])))
+    assert counts == [1, 2]
     assert [c["mode"] for c in result["cells"]] == ["fwd", "fwdbwd"]
     assert seen == result["cells"]
     for cell in result["cells"]:

@@ -349,6 +349,7 @@ def test_tune_refuses(fagen: Any, words: list[str], says: str) -> None:
 
 @pytest.mark.parametrize(("words", "says"), [
     (["--suite", "all"], "unknown suite 'all'"),
+    (["--match", "d65"], "no cell of the suite core holds 'd65'"),
     (["--rounds", "0"], "--rounds 0 is not positive"),
     (["--seconds", "-1"], "--seconds -1 is not positive"),
     (["--threads", "-1"], "--threads -1 is negative"),
