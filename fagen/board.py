@@ -126,7 +126,8 @@ class Board:
         return True
 
     def tell(self, key: str, knobs: Knobs, record: Record) -> None:
-        """May be repeated: what was told before, or by the worker that took over, is kept."""
+        """May be repeated: what was told before, or by the worker that took over, is kept, but for
+        what was timed again."""
         trial = self._mine.get(key)
         try:
             if trial is None:
@@ -135,7 +136,7 @@ class Board:
             self._finish(trial, _state(record), record)
         except UpdateFinishedTrialError:
             self.look()
-            if key not in self.told:
+            if key not in self.told or _again(record) > _again(self.told[key]):
                 frozen = self._trial(_state(record), key, knobs, record)
                 self._storage.call(lambda s: s.create_new_trial(self._study, frozen))
         self.told[key] = record
@@ -168,3 +169,8 @@ class Board:
 def _state(record: Record) -> TrialState:
     """Pruned and never failed, as in a journal: a failed trial is one that is to be retried."""
     return TrialState.PRUNED if record["score"] is None else TrialState.COMPLETE
+
+
+def _again(record: Record) -> int:
+    """How often it was timed anew: the latest time counts."""
+    return int(record.get("again", 0))

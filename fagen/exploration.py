@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
+from fagen import kin
 from fagen.budget import Budget
 from fagen.errors import BuildError, FagenError
 from fagen.explorer import Explorer, Lane, Planned
@@ -16,15 +17,17 @@ from fagen.ledger import Away, Ledger, Record
 from fagen.model import (
     Binary,
     Candidate,
-    Entry,
     Failure,
     Measurement,
     Problem,
     Target,
     Workload,
 )
-from fagen.store import Store, distance
+from fagen.neighbours import Conditions
+from fagen.store import Store
+from fagen.taint import Guard, Look
 from fagen.trial import Event, Trial, from_record, to_record
+from fagen.tried import Tried
 from fagen.tunable import Pool
 
 _AHEAD = 8  # candidates planned, so that builds run ahead of the device
@@ -34,6 +37,7 @@ _LAGGING = 1.5  # of several workloads, the rest is skipped beyond this factor
 _PER_WORKLOAD = 2  # finalists that are there for one of several workloads
 _BETTER = 0.997  # what counts as progress for patience
 _SEEDS = 8  # entries of neighbours that are tried
+_LOOK_S = 0.05  # of timing the reference
 
 
 class Exploration:
@@ -48,8 +52,7 @@ class Exploration:
         self.pool, self.budget, self.journal = pool, budget, journal
         self._emit = on_event or (lambda event: None)
         self._start = time.monotonic()
-        self.trials: dict[Candidate, Trial] = {}
-        self._best: tuple[float, str, Candidate | None] = (math.inf, "", None)
+        self.trials = Tried(workloads)
         self.defaults = [f.default(problem, target) for f in families]
         spaces = [Space(problem, target, f) for f in families]
         about = {
@@ -61,6 +64,12 @@ class Exploration:
         ]
         self.resumed = sum(self._remember(lane, lane.study.records) for lane in self.lanes)
         self.explorer = Explorer(self.lanes, budget.trials, budget.seed + journal.salt)
+        self.guard: Guard[Candidate] = Guard(
+            self._look, self._again, self.trials.by_score,
+            lambda says: self.report("again", says=says), self._start + 60 * budget.minutes,
+        )
+        self._reference: Candidate | None = None
+        self._reference_fell = False
 
     def _remember(self, lane: Lane, records: Sequence[Record]) -> int:
         """Take what an earlier run or another worker told as known, as long as the source is still
@@ -70,7 +79,7 @@ class Exploration:
             if candidate is None or self.source_digest(candidate) != record["source"]:
                 continue
             trial = from_record(record)
-            self._keep(candidate, trial)
+            self.trials.keep(candidate, trial)
             lane.learn(candidate, math.inf if trial.score is None else trial.score)
         return len(lane.scores)
 
@@ -96,33 +105,15 @@ class Exploration:
 
     def seed(self, store: Store) -> None:
         """The defaults, then what won here and on like problems, nearest first."""
-        like = [e for e in store.entries() if self._is_like(e)]
-        like.sort(key=self._unlikeness)
+        like = kin.like(store, self.problem, self.target, self.workloads[0])
         local = [self._local(e.family, e.config) for e in like]
         winners = dict.fromkeys(c for c in local if c and c not in self.defaults)
         self.explorer.seed([*self.defaults, *list(winners)[:_SEEDS]])
 
-    def _is_like(self, entry: Entry) -> bool:
-        a, b = entry.problem, self.problem
-        return (a.op, a.dtype, a.pattern) == (b.op, b.dtype, b.pattern)
-
-    def _unlikeness(self, entry: Entry) -> tuple[bool, bool, int, float, str]:
-        return (
-            entry.problem != self.problem,
-            entry.target.facts() != self.target.facts(),
-            abs(entry.problem.head_dim - self.problem.head_dim),
-            distance(entry.workload, self.workloads[0]),
-            f"{entry.problem} {entry.target.name} {entry.workload}",
-        )
-
     def stored(self, store: Store) -> Candidate | None:
         """What the store holds for exactly this search."""
-        entry = store.find(self.problem, self.target, self.workloads[0])
-        same = entry is not None and (
-            entry.target.facts() == self.target.facts()
-            and str(entry.workload) == str(self.workloads[0])
-        )
-        return self._local(entry.family, entry.config) if entry and same else None
+        entry = kin.same(store, self.problem, self.target, self.workloads[0])
+        return self._local(entry.family, entry.config) if entry else None
 
     # --- trying --------------------------------------------------------------------------------
 
@@ -130,18 +121,22 @@ class Exploration:
         """Builds run ahead of the device: a few candidates are always planned."""
         ahead: deque[Planned] = deque()
         self.report("start")
-        stale, best = 0, self.best_score()
+        stale, best = 0, self.trials.best_score
         try:
             while not self._out_of_time() and not 0 < self.budget.patience <= stale:
                 in_touch = self._plan(ahead)
                 if ahead:
                     self._try(ahead.popleft())
-                    stale = 0 if self.best_score() < best * _BETTER else stale + 1
-                    best = min(best, self.best_score())
+                    stale = 0 if self.trials.best_score < best * _BETTER else stale + 1
+                    best = min(best, self.trials.best_score)
+                    if self.guard.due:
+                        self.guard.check()
+                        best = self.trials.best_score
                 elif in_touch and not self.explorer.awaits_others:
                     break
                 else:
                     self.journal.wait()
+            self.guard.finish()
         finally:
             for planned in ahead:
                 self.explorer.withdraw(planned)
@@ -175,55 +170,69 @@ class Exploration:
         start = time.monotonic()
         built = self.pool.build(candidate)
         ready = time.monotonic()
-        trial = self._time(candidate, self.budget.short_s)
-        close = trial.score is not None and trial.score <= self.best_score() * _NEAR
-        if close and self.budget.long_s > self.budget.short_s:
-            trial = self._time(candidate, self.budget.long_s)
+        trial = self._timed(candidate)
         trial = replace(trial, seconds={
             "compile": 0.0 if isinstance(built, Failure) else round(built.binary.seconds, 3),
             "wait": round(ready - start, 3),
             "run": round(time.monotonic() - ready, 3),
         })
-        record = to_record(candidate, self.source_digest(candidate), trial)
-        self.explorer.tell(planned, trial.score, record)
-        self._keep(candidate, trial)
+        self.explorer.tell(planned, trial.score, self._record(candidate, trial))
+        self.trials.keep(candidate, trial)
         self.report("trial", candidate)
 
-    def _keep(self, candidate: Candidate, trial: Trial) -> None:
-        self.trials[candidate] = trial
-        if self._complete(trial) and trial.score is not None:
-            this = (trial.score, str(candidate), candidate)
-            self._best = min(self._best, this, key=lambda best: best[:2])
+    def _record(self, candidate: Candidate, trial: Trial) -> Record:
+        return to_record(candidate, self.source_digest(candidate), trial)
 
-    def _complete(self, trial: Trial) -> bool:
-        """Timed on every workload."""
-        return trial.failure is None and len(trial.measurements) == len(self.workloads)
+    def _timed(self, candidate: Candidate) -> Trial:
+        """Briefly, and again for longer when it is close to the best."""
+        trial, conditions = self._time(candidate, self.budget.short_s)
+        close = trial.score is not None and trial.score <= self.trials.best_score * _NEAR
+        if close and self.budget.long_s > self.budget.short_s:
+            trial, conditions = self._time(candidate, self.budget.long_s)
+        if trial.failure is None:
+            self.guard.timed(candidate, conditions)
+        return trial
 
-    def _time(self, candidate: Candidate, seconds: float) -> Trial:
+    def _time(self, candidate: Candidate, seconds: float) -> tuple[Trial, Conditions]:
+        """With the worst conditions under which one of the workloads was timed."""
         measured: list[Measurement] = []
-        score = 0.0
+        score, conditions = 0.0, Conditions()
         for workload in self.workloads:
-            if score > self.best_score() * _LAGGING:
+            if score > self.trials.best_score * _LAGGING:
                 break
             outcome = self.pool.measure(candidate, workload, seconds)
             if isinstance(outcome, Failure):
-                return Trial(failure=outcome)
+                return Trial(failure=outcome), conditions
             measured.append(outcome)
             score += workload.weight * outcome.median_us
-        return Trial(tuple(measured), None, score)
+            conditions = max(conditions, self.pool.conditions, key=lambda c: c.busy)
+        return Trial(tuple(measured), None, score), conditions
+
+    # --- when the device was not ours alone ----------------------------------------------------
+
+    def _look(self) -> Look | None:
+        """At the first default that works, at the smallest size."""
+        if self._reference is None:
+            tried = (c for c in self.defaults if c in self.trials)
+            self._reference = next((c for c in tried if not self.trials[c].failure), None)
+        if self._reference is None or self._reference_fell:
+            return None
+        smallest = min(self.workloads, key=lambda w: w.flops(self.problem))
+        us = self.pool.reference(self._reference, smallest, _LOOK_S)
+        self._reference_fell = isinstance(us, Failure)
+        return None if isinstance(us, Failure) else Look(us, self.pool.conditions)
+
+    def _again(self, candidate: Candidate) -> None:
+        """What it told before does not count any more."""
+        start, before = time.monotonic(), self.trials[candidate]
+        trial = self._timed(candidate)
+        spent = before.seconds.get("run", 0.0) + time.monotonic() - start
+        trial = replace(trial, again=before.again + 1,
+                        seconds=before.seconds | {"run": round(spent, 3)})
+        self.explorer.correct(candidate, trial.score, self._record(candidate, trial))
+        self.trials.keep(candidate, trial)
 
     # --- what is known -------------------------------------------------------------------------
-
-    def ranked(self) -> list[Candidate]:
-        """Candidates timed on every workload, the fastest first."""
-        timed = [(t.score, str(c), c) for c, t in self.trials.items() if self._complete(t)]
-        return [candidate for *_, candidate in sorted(timed, key=lambda t: t[:2])]
-
-    def best(self) -> Candidate | None:
-        return self._best[2]
-
-    def best_score(self) -> float:
-        return self._best[0]
 
     def binary(self, candidate: Candidate) -> Binary:
         """Built before, so this costs nothing."""
@@ -237,32 +246,15 @@ class Exploration:
         score = sum(
             w.weight * m.median_us for w, m in zip(self.workloads, measurements, strict=True)
         )
-        self._best = (score, str(winner), winner)
+        self.trials.settle(winner, score)
 
     def finalists(self) -> list[Candidate]:
         """The best few, those of each workload, and every default that works."""
-        ranked = self.ranked()
+        ranked = self.trials.ranked()
         works = [c for c in self.defaults if c in self.trials and self.trials[c].failure is None]
         several = range(len(self.workloads)) if len(self.workloads) > 1 else ()
-        here = [c for index in several for c in self._fastest_at(index)[:_PER_WORKLOAD]]
+        here = [c for index in several for c in self.trials.fastest_at(index)[:_PER_WORKLOAD]]
         return list(dict.fromkeys([*ranked[: self.budget.finalists], *works, *here]))
-
-    def _fastest_at(self, index: int) -> list[Candidate]:
-        """On one workload."""
-        return sorted(
-            self.ranked(), key=lambda c: (self.trials[c].measurements[index].median_us, str(c))
-        )
-
-    def failures(self) -> dict[str, int]:
-        """How many failed at each stage, and how."""
-        failures = [t.failure for t in self.trials.values() if t.failure]
-        return dict(sorted(Counter(f"{f.stage}: {f.kind}" for f in failures).items()))
-
-    def waited(self) -> float:
-        """The share of the time in which the device waited for builds."""
-        spent = {part: sum(t.seconds.get(part, 0.0) for t in self.trials.values())
-                 for part in ("wait", "run")}
-        return spent["wait"] / (sum(spent.values()) or 1.0)
 
     def weight(self, candidate: Candidate) -> tuple[int, int]:
         """Shared memory and registers, which decide among ties."""
@@ -273,14 +265,14 @@ class Exploration:
 
     def report(
         self, kind: str, candidate: Candidate | None = None, done: int = 0, total: int = 0,
-        disturbed: int = 0, unbeaten: tuple[str, ...] = (),
+        disturbed: int = 0, unbeaten: tuple[str, ...] = (), says: str = "",
     ) -> None:
-        best, trial = self.best(), self.trials.get(candidate) if candidate else None
+        best, trial = self.trials.best, self.trials.get(candidate) if candidate else None
         self._emit(Event(
             kind, self.problem,
             done or self.explorer.tried, total or self.explorer.total,
             time.monotonic() - self._start, candidate, trial.outcome if trial else None,
-            best, self.best_score() if best else 0.0,
-            sum(self.failures().values()), self.resumed, self.explorer.exhaustive,
-            disturbed, self.waited(), unbeaten,
+            best, self.trials.best_score if best else 0.0,
+            sum(self.trials.failures().values()), self.resumed, self.explorer.exhaustive,
+            disturbed, self.trials.waited(), unbeaten, self.guard.thrown_away, says,
         ))

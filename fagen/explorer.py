@@ -163,6 +163,12 @@ class Explorer:
         lane.planned.discard(planned.candidate)
         lane.scores[planned.candidate] = math.inf if score is None else score
 
+    def correct(self, candidate: Candidate, score: float | None, record: dict[str, Any]) -> None:
+        """It was timed again, and what was told before does not count."""
+        lane = self.lane(candidate)
+        lane.study.tell(_plain(candidate).proposal, score, record)
+        lane.scores[candidate] = math.inf if score is None else score
+
     def withdraw(self, planned: Planned) -> None:
         """It will not be tried."""
         lane = self.lane(planned.candidate)

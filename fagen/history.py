@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -88,13 +89,15 @@ def _target(facts: dict[str, Any]) -> Target:
 
 
 def _told(study: optuna.Study) -> list[Told]:
-    return [
-        Told(
-            record["family"], record["config"], from_record(record),
-            trial.datetime_complete.timestamp() if trial.datetime_complete else 0.0,
-        )
-        for trial in study.get_trials(deepcopy=False) if (record := trial.user_attrs.get(RECORD))
-    ]
+    """Of what was timed again, the latest."""
+    told: dict[str, Told] = {}
+    for trial in study.get_trials(deepcopy=False):
+        if record := trial.user_attrs.get(RECORD):
+            told[json.dumps(record["config"], sort_keys=True)] = Told(
+                record["family"], record["config"], from_record(record),
+                trial.datetime_complete.timestamp() if trial.datetime_complete else 0.0,
+            )
+    return list(told.values())
 
 
 def _lane(study: optuna.Study) -> Lane:

@@ -88,8 +88,9 @@ def _search(place: Place, learned: Learned, found: Exploration) -> dict[str, Any
         "complete": learned.complete,
         "seed": found.budget.seed,
         "workloads": [str(w) for w in found.workloads],
-        "failures": found.failures(),
-        "device_waited": round(found.waited(), 3),
+        "failures": found.trials.failures(),
+        "device_waited": round(found.trials.waited(), 3),
+        "thrown_away": found.guard.thrown_away,
     }
     if learned.rounds:
         summary["rounds"] = learned.rounds

@@ -20,6 +20,7 @@ from fagen.child import Child
 from fagen.errors import RunError
 from fagen.lock import DeviceLock
 from fagen.model import KNOWN_TARGETS, Candidate, Failure, Measurement, Workload
+from fagen.neighbours import Conditions
 from fagen.render import Renderer
 from fagen.rivals import rivals
 
@@ -72,6 +73,7 @@ class Pool:
         self._on_wait = on_wait
         self._verified: dict[tuple[Candidate, Case | None], Verdict | Failure] = {}
         self.lap_samples: dict[Candidate, list[float]] = {}  # medians by round, of the last lap
+        self.conditions = Conditions()  # of the last measurement, or of the reference
 
     def __enter__(self) -> Pool:
         return self
@@ -132,6 +134,22 @@ class Pool:
         self, candidate: Candidate, workload: Workload, seconds: float
     ) -> Measurement | Failure:
         """Verified on the short list and on this workload, then timed."""
+        timed = self._timed("measure", candidate, workload, seconds)
+        if isinstance(timed, Failure):
+            return timed
+        verdict, answer = timed
+        return _measurement(candidate, workload, verdict, answer)
+
+    def reference(
+        self, candidate: Candidate, workload: Workload, seconds: float
+    ) -> float | Failure:
+        """Microseconds, of a candidate that is asked for again and again."""
+        timed = self._timed("reference", candidate, workload, seconds)
+        return timed if isinstance(timed, Failure) else float(timed[1]["us"])
+
+    def _timed(
+        self, do: str, candidate: Candidate, workload: Workload, seconds: float
+    ) -> tuple[Verdict, dict[str, Any]] | Failure:
         case = of_workload(workload)
         verdict = self._passes(candidate, case)
         if isinstance(verdict, Failure):
@@ -139,13 +157,14 @@ class Pool:
         built = self.build(candidate)
         assert isinstance(built, Built)
         with self._exclusive(), self._quiet():
-            answer = self._ask(candidate, case, "measure", {
+            answer = self._ask(candidate, case, do, {
                 "library": str(built.library), "problem": str(candidate.problem),
                 "case": case.to_json(), "seconds": seconds,
             })
         if isinstance(answer, Failure):
             return answer
-        return _measurement(candidate, workload, verdict, answer)
+        self.conditions = Conditions(**answer.pop("conditions"))
+        return verdict, answer
 
     def lap(
         self, candidates: Sequence[Candidate], workload: Workload, rounds: int
@@ -249,7 +268,7 @@ class Pool:
         try:
             answer = self._worker.ask(do, request, extra=request.get("seconds", 0.0))
         except RunError as error:
-            stage = "measure" if do in ("measure", "lap") else "verify"
+            stage = "verify" if do == "verify" else "measure"
             failure = Failure(stage, type(error).__name__, error.message)
             return _reproducible(failure, candidate, case)
         if answer.pop("ok"):

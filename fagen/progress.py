@@ -54,7 +54,9 @@ class Reporter:
             self._start(event)
         elif self._task is not None:
             self._bar.update(self._task, completed=event.done, total=event.total, news=news(event))
-        if not self.is_terminal:
+        if event.kind == "again":
+            self.say(f"{event.elapsed_s:6.1f} s  {event.says}")
+        elif not self.is_terminal:
             self._plain(event)
 
     def _start(self, event: Event) -> None:
@@ -97,6 +99,8 @@ def news(event: Event) -> str:
     text += f", {event.failures} failed" if event.failures else ""
     if event.kind == "done" and event.waited:
         text += f", the device waited for builds {event.waited:.0%} of the time"
+    if event.kind in ("heat", "done") and event.thrown_away:
+        text += f", {event.thrown_away} timings thrown away"
     if event.unbeaten:
         text += f"; not faster beyond noise than {' and '.join(event.unbeaten)}"
     if event.disturbed:

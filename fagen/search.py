@@ -145,7 +145,7 @@ def conclude(found: Exploration) -> Learned:
     finalists = found.finalists()
     if not finalists:
         raise _nothing_works(found)
-    lap = Finale(finalists, found.workloads, _heat(found.pool))
+    lap = Finale(finalists, found.workloads, _heat(found))
 
     def after(heat: int) -> None:
         total = max(heat, found.budget.heats)
@@ -188,13 +188,16 @@ def _default(
     return family, us
 
 
-def _heat(pool: Pool) -> Heat:
+def _heat(found: Exploration) -> Heat:
     """One lap of the pool, with the samples behind its measurements."""
+    pool = found.pool
 
     def run(
         candidates: Sequence[Candidate], workload: Workload, rounds: int
     ) -> list[tuple[Sequence[float], Measurement] | Failure]:
-        outcomes = pool.lap(candidates, workload, rounds)
+        outcomes = found.guard.undisturbed(
+            lambda: pool.lap(candidates, workload, rounds), "a heat of the final lap"
+        )
         return [
             outcome if isinstance(outcome, Failure) else (pool.lap_samples[candidate], outcome)
             for candidate, outcome in zip(candidates, outcomes, strict=True)
@@ -206,7 +209,7 @@ def _heat(pool: Pool) -> Heat:
 def _interrupted(found: Exploration, store: Store, driver: str) -> Interrupted:
     """Store the best so far. The entry of a finished search only gives way to what beat it here."""
     stored = found.stored(store)
-    best = found.best()
+    best = found.trials.best
     entries: tuple[Entry, ...] = ()
     if best and (stored is None or stored in found.trials):
         trial = found.trials[best]

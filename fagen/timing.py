@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from fagen.neighbours import Conditions, Gpu, Host
 
 Call = Callable[[], Any]
 
@@ -26,7 +27,7 @@ class Timer:
 
     def __init__(self, device: str) -> None:
         self.gpu = device.startswith("cuda")
-        self.clock = SmClock(_uuid()) if self.gpu else None
+        self._device = Gpu(_uuid()) if self.gpu else Host()
         if self.gpu:
             l2 = torch.cuda.get_device_properties(device).L2_cache_size
             self._flush = torch.empty(2 * l2, dtype=torch.uint8, device=device)
@@ -74,7 +75,11 @@ class Timer:
         return samples
 
     def mhz(self) -> float:
-        return self.clock.mhz() if self.clock else 0.0
+        return self._device.mhz()
+
+    def watch(self) -> Callable[[], Conditions]:
+        """Who else is on the device from now until the answer is asked for."""
+        return self._device.watch()
 
 
 def _event() -> Any:
@@ -98,28 +103,3 @@ class Summary:
     def of(cls, samples: Sequence[float]) -> Summary:
         low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
         return cls(round(middle, 3), round(low, 3), round(high, 3), len(samples))
-
-
-class SmClock:
-    """The clock of a GPU's multiprocessors, from the driver's management library."""
-
-    _SM = 1
-
-    def __init__(self, uuid: str) -> None:
-        self._handle = ctypes.c_void_p()
-        try:
-            self._nvml = ctypes.CDLL("libnvidia-ml.so.1")
-            started = self._nvml.nvmlInit_v2() == 0
-            self._works = started and not self._nvml.nvmlDeviceGetHandleByUUID(
-                uuid.encode(), ctypes.byref(self._handle)
-            )
-        except (OSError, AttributeError):
-            self._works = False
-
-    def mhz(self) -> float:
-        """0.0 where the driver does not say."""
-        value = ctypes.c_uint()
-        if not self._works:
-            return 0.0
-        failed = self._nvml.nvmlDeviceGetClockInfo(self._handle, self._SM, ctypes.byref(value))
-        return 0.0 if failed else float(value.value)

@@ -17,6 +17,7 @@ class Trial:
     score: float | None = None  # microseconds over all workloads, by weight; None: failed
     # Where the time went: compile (in build children), wait (for them), run (verified and timed).
     seconds: dict[str, float] = field(default_factory=dict)
+    again: int = 0  # times that it was timed anew, because the device was not as it always is
 
     @property
     def outcome(self) -> Outcome:
@@ -32,6 +33,7 @@ def to_record(candidate: Candidate, source: str, trial: Trial) -> dict[str, Any]
         "measurements": [asdict(m) for m in trial.measurements],
         "failure": asdict(trial.failure) if trial.failure else None,
         "seconds": trial.seconds,
+        "again": trial.again,
     }
 
 
@@ -42,12 +44,14 @@ def from_record(record: dict[str, Any]) -> Trial:
         Failure(**failure) if failure else None,
         record["score"],
         record.get("seconds", {}),
+        record.get("again", 0),
     )
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something to show: ``start``, ``trial``, ``heat`` (of the final lap) or ``done``."""
+    """Something to show: ``start``, ``trial``, ``again`` (some are timed anew), ``heat`` (of the
+    final lap) or ``done``."""
 
     kind: str
     problem: Problem
@@ -64,3 +68,5 @@ class Event:
     disturbed: int = 0  # rounds of the final lap thrown away, because of other load
     waited: float = 0.0  # the share of the time in which the device waited for builds
     unbeaten: tuple[str, ...] = ()  # other implementations that are as fast, or faster
+    thrown_away: int = 0  # timings before the final lap, because of other load
+    says: str = ""  # why some are timed anew

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from fagen.model import Binary, Candidate, Failure, Measurement, Source, Workload
+from fagen.neighbours import Conditions
 
 
 class Renders(Protocol):
@@ -28,6 +29,10 @@ class Pool(Protocol):
     def lap_samples(self) -> Mapping[Candidate, Sequence[float]]:
         """Of the last lap: microseconds, round by round."""
 
+    @property
+    def conditions(self) -> Conditions:
+        """Of the last measurement, or of the reference: who else was on the device."""
+
     def prepare(self, candidates: Iterable[Candidate]) -> None: ...
 
     def build(self, candidate: Candidate) -> Built | Failure: ...
@@ -35,6 +40,11 @@ class Pool(Protocol):
     def measure(
         self, candidate: Candidate, workload: Workload, seconds: float
     ) -> Measurement | Failure: ...
+
+    def reference(
+        self, candidate: Candidate, workload: Workload, seconds: float
+    ) -> float | Failure:
+        """Microseconds, right now, of a candidate that is asked for again and again."""
 
     def lap(
         self, candidates: Sequence[Candidate], workload: Workload, rounds: int

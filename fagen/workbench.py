@@ -38,6 +38,7 @@ class Workbench:
         self.checker = Checker(device, self.threads)
         self.timer = Timer(device)
         self._libraries: dict[str, Library] = {}
+        self._watched: tuple[object, list[Call]] = None, []  # the reference that was timed last
 
     def facts(self) -> dict[str, Any]:
         facts: dict[str, Any] = {"torch": str(torch.__version__), "threads": self.threads}
@@ -49,6 +50,7 @@ class Workbench:
     def forget(self) -> None:
         """Give memory back."""
         self.checker = Checker(self.device, self.threads)
+        self._watched = None, []
         if self.device != "cpu":
             torch.cuda.empty_cache()
 
@@ -79,9 +81,22 @@ class Workbench:
         size = Case.from_json(case)
         calls = self._calls(library, problem, size, str(size))
         self.doing("time", str(size))
-        before = self.timer.mhz()
+        before, conditions = self.timer.mhz(), self.timer.watch()
         samples = self.timer.sample(calls, seconds)
-        return self._timed(samples, before, calls[0])
+        return {**self._timed(samples, before, calls[0]), "conditions": asdict(conditions())}
+
+    def reference(
+        self, library: str, problem: str, case: dict[str, Any], seconds: float
+    ) -> dict[str, Any]:
+        """A kernel that is timed over and over; its calls are kept."""
+        size = Case.from_json(case)
+        if self._watched[0] != (library, problem, size):
+            calls = self._calls(library, problem, size, str(size))
+            self._watched = (library, problem, size), calls
+        self.doing("time", str(size))
+        conditions = self.timer.watch()
+        us = statistics.median(self.timer.sample(self._watched[1], seconds))
+        return {"us": us, "conditions": asdict(conditions())}
 
     def lap(
         self, entries: list[dict[str, str]], case: dict[str, Any], rounds: int

@@ -76,7 +76,8 @@ def answer(bench: Workbench, request: dict[str, Any]) -> dict[str, Any]:
 
     gpu = bench.device.startswith("cuda")
     verbs: dict[str, Callable[..., dict[str, Any]]]
-    verbs = {"verify": bench.verify, "measure": bench.measure, "lap": bench.lap}
+    verbs = {"verify": bench.verify, "measure": bench.measure, "lap": bench.lap,
+             "reference": bench.reference}
     try:
         return {"ok": True, **verbs[request["do"]](**request["with"])}
     except WrongResult as error:

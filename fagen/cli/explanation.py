@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fagen.cli.output import pairs, size, table
+from fagen.cli.output import pairs, size, table, thrown_away
 
 
 def text(facts: dict[str, Any]) -> str:
@@ -46,6 +46,7 @@ def _measured(facts: dict[str, Any]) -> str:
     if search:
         kind = "all of them" if search.get("exhaustive") else "not all"
         rows["searched"] = f"{search.get('tried')} configs ({kind})" + _failures(search)
+        rows["thrown away"] = thrown_away(search)
     rows["source"] = facts["provenance"].get("source", "-")
     return pairs(rows)
 

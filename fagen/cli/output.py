@@ -48,6 +48,14 @@ def pairs(rows: dict[str, Any]) -> str:
     return "\n".join(f"{name:<{width}}  {_cell(value)}" for name, value in rows.items())
 
 
+def thrown_away(search: dict[str, Any]) -> str:
+    """What a search did not count, because the device was not its own alone."""
+    rounds = search.get("disturbed_rounds", 0)
+    parts = [f"{search['thrown_away']} timings"] if search.get("thrown_away") else []
+    parts += [f"{rounds} of {search['rounds']} rounds"] if rounds else []
+    return " and ".join(parts) or "nothing"
+
+
 def size(count: float) -> str:
     if count < 1024:
         return f"{count:.0f} bytes"

@@ -10,7 +10,7 @@ import typer
 from fagen import paths
 from fagen.cli import options as opt
 from fagen.cli import session
-from fagen.cli.output import print_json, table
+from fagen.cli.output import print_json, table, thrown_away
 from fagen.errors import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -163,7 +163,8 @@ def _show(found: list[Entry], store: Store, as_json: bool) -> None:
     if as_json:
         print_json(entries=found, written=sorted({store.path_for(entry) for entry in found}))
         return
-    print(table(("problem", "workload", "us", "TFLOP/s", "family", "config"), map(_row, found)))
+    header = ("problem", "workload", "us", "TFLOP/s", "thrown away", "family", "config")
+    print(table(header, map(_row, found)))
     for path in sorted({store.path_for(entry) for entry in found}):
         print(path)
 
@@ -181,7 +182,7 @@ def _row(entry: Entry) -> tuple[object, ...]:
     config = ",".join(f"{k}={str(v).lower()}" for k, v in entry.config.items())
     result = entry.measurement
     return (entry.problem, entry.workload, f"{result.median_us:.1f}", f"{result.tflops:.3f}",
-            entry.family, config)
+            thrown_away(entry.provenance.get("search", {})), entry.family, config)
 
 
 def _jobs(

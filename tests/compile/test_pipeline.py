@@ -99,7 +99,8 @@ def test_explain_says_why(home: Home) -> None:
     assert facts["space"]["legal"] > 0
     assert len(facts["runners_up"]) == 2
     text = home.run("explain", FWD, *SIZES, "--no-ceiling").stdout
-    for word in ("block_n", "footprint", "per thread", "removed", "runner-up", "slower"):
+    for word in ("block_n", "footprint", "per thread", "removed", "runner-up", "slower",
+                 "thrown away"):
         assert word in text
 
 

@@ -12,7 +12,8 @@ from typing import TypeVar
 PAGE = Path(__file__).parents[2] / "docs" / "tuning.md"
 MODULES = (  # in the order of the table
     "tests.faults.test_faults", "tests.unit.test_scratch", "tests.unit.test_journal",
-    "tests.unit.test_search", "tests.unit.test_shared", "tests.faults.test_storage",
+    "tests.unit.test_search", "tests.unit.test_taint", "tests.unit.test_shared",
+    "tests.faults.test_storage",
 )
 _MARKS = "<!-- written by `make docs` from tests/faults -->", "<!-- end -->"
 Test = TypeVar("Test", bound=Callable[..., None])

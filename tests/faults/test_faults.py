@@ -161,6 +161,16 @@ def test_a_lap_leaves_out_who_fails(pool, target):
     assert field[1] not in pool.lap_samples
 
 
+def test_a_reference_is_timed_beside_the_candidates(pool, target):
+    steady = candidate(target)
+    assert isinstance(pool.measure(candidate(target, twin=1), SMALL, 0.02), Measurement)
+    looks = [pool.reference(steady, SMALL, 0.02) for _ in range(3)]
+    assert max(looks) < 20 * min(looks)
+    assert 0 <= pool.conditions.busy <= 1
+    fell = pool.reference(candidate(target, fault="wrong"), SMALL, 0.02)
+    assert isinstance(fell, Failure)
+
+
 def test_other_implementations_take_turns_with_ours(pool, target):
     square = Workload(1, 2, 1, 90, 90)
     samples = pool.contest(candidate(target), square, rounds=4)

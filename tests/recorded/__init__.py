@@ -1,8 +1,9 @@
 """Whole spaces measured once on real devices, so that searches can be replayed on them anywhere.
 
-    python -m tests.recorded fwd-fp32-d64 --workload b1-h8-s512 --fix unroll=1
+    python -m tests.recorded fwd-fp32-d64 --workload b1-h8-s512 --fix unroll=1 --fix panels=1,2
 
-measures every legal point (``--fix`` keeps a knob at one value) and writes a file here.
+measures every legal point (``--fix`` keeps a knob at some of its values) and writes a file here,
+which says how it was timed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 from fagen.families.base import Family, Kernel, Plan, Rule, knob
 from fagen.model import Binary, Candidate, Failure, Measurement, Problem, Source, Target, Workload
+from fagen.neighbours import Conditions
 
 FOLDER = Path(__file__).parent
 
@@ -86,6 +88,7 @@ class Player:
         self.renderer = _Renderer()
         self.lap_samples: dict[Candidate, list[float]] = {}
         self.measured: set[Candidate] = set()
+        self.conditions = Conditions()
         self._random = random.Random(seed)
 
     def prepare(self, candidates: Iterable[Candidate]) -> None:
@@ -101,6 +104,11 @@ class Player:
         if self.recording.us(candidate) is None:
             return Failure("run", "Recorded", "it failed when it was recorded")
         return self._measurement([self._sample(candidate) for _ in range(7)])
+
+    def reference(
+        self, candidate: Candidate, workload: Workload, seconds: float
+    ) -> float | Failure:
+        return self.recording.us(candidate) or 0.0
 
     def lap(
         self, candidates: Sequence[Candidate], workload: Workload, rounds: int

@@ -16,6 +16,7 @@ from statistics import median
 
 from fagen.families.base import Family, Kernel, Plan, Rule, Space, Step, knob, product
 from fagen.model import Binary, Candidate, Failure, Measurement, Problem, Source, Target, Workload
+from fagen.neighbours import Conditions
 
 TARGET = Target("synthetic", "cuda", (9, 0), 132, 227 << 10, l2_bytes=50 << 20, memory_gb_s=4800.0)
 PROBLEM = Problem.parse("fwd-bf16-d128-causal")
@@ -114,7 +115,9 @@ class FakePool:
         self.pause_s = 0.0
         self.rivals: dict[str, float] = {}  # other implementations: microseconds
         self.storms = 0.0  # share of the rounds of a lap in which another process has the device
+        self.conditions = Conditions()
         self._random = random.Random(seed)
+        self._looks = random.Random(seed)  # whether and when a reference is timed changes nothing
         self._noise, self._times, self._fails = noise, times, fails
 
     def prepare(self, candidates: Iterable[Candidate]) -> None:
@@ -135,6 +138,11 @@ class FakePool:
             return Failure("run", self._fails(candidate), "it fell", f"fagen verify {candidate}")
         samples = [self._sample(candidate, workload) for _ in range(max(3, round(100 * seconds)))]
         return _measurement(candidate, workload, samples)
+
+    def reference(
+        self, candidate: Candidate, workload: Workload, seconds: float
+    ) -> float | Failure:
+        return self._times(candidate, workload) * math.exp(self._looks.gauss(0, self._noise))
 
     def lap(
         self, candidates: Sequence[Candidate], workload: Workload, rounds: int

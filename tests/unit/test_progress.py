@@ -67,3 +67,15 @@ def test_no_color_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rounds_under_other_load_are_told() -> None:
     text = shown(event("start", 0), event("heat", 1, 80.0, disturbed=5))
     assert "5 rounds thrown away: something else used the device" in text
+
+
+def test_what_is_timed_again_is_told_in_words() -> None:
+    says = "the reference ran 18% slow: something else used the device; 3 candidates"
+    text = shown(event("start", 0), event("again", 9, 80.0, says=says, thrown_away=3),
+                 event("trial", 10, 79.0, thrown_away=3), event("done", 40, 79.0, thrown_away=3))
+    lines = text.splitlines()
+    assert lines[1] == f"   1.5 s  {says}"
+    assert "thrown" not in lines[2]
+    assert lines[3].endswith(", 3 timings thrown away")
+    on_terminal = shown(event("start", 0), event("again", 9, 80.0, says=says), terminal=True)
+    assert "something else used the device" in on_terminal

@@ -69,6 +69,20 @@ def test_a_point_is_claimed_once_and_told_once(url: str) -> None:
     assert a.board.claim("q", {"tile": 64})
 
 
+def test_what_was_timed_again_is_told_again(url: str) -> None:
+    a, b = Worker(url), Worker(url)
+    assert a.board.claim("p", {"tile": 32})
+    a.board.tell("p", {"tile": 32}, {"score": 9.0, "again": 0})
+    for _ in range(2):  # a letter that is sent twice tells nothing new
+        a.board.tell("p", {"tile": 32}, {"score": 3.0, "again": 1})
+    b.board.look()
+    assert [record["score"] for _, record in b.board.fresh] == [9.0, 3.0]
+    assert b.board.told["p"]["score"] == 3.0
+    a.board.tell("p", {"tile": 32}, {"score": 9.0, "again": 0})
+    b.board.look()
+    assert b.board.told["p"]["score"] == 3.0
+
+
 def test_of_two_claims_at_the_same_moment_the_first_one_holds(url: str) -> None:
     """Both are created before either looks."""
     a, b = Worker(url), Worker(url)

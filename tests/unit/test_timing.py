@@ -7,7 +7,8 @@ from collections import Counter
 
 import pytest
 
-from fagen.timing import SmClock, Summary, Timer
+from fagen.neighbours import Gpu
+from fagen.timing import Summary, Timer
 
 
 def test_a_summary_is_the_median_and_the_quartiles():
@@ -56,5 +57,5 @@ def test_once_takes_one_sample_of_each(clock):
 
 
 def test_a_clock_nobody_can_read_is_zero():
-    assert SmClock("GPU-00000000-0000-0000-0000-000000000000").mhz() == 0.0
+    assert Gpu("GPU-00000000-0000-0000-0000-000000000000").mhz() == 0.0
     assert Timer("cpu").mhz() == 0.0
