@@ -12,8 +12,8 @@ from typing import Any, Generic
 
 from fagen.winner import MARGIN, Gap, K, gap
 
-PAYS = 0.02  # a size gets a config of its own when the shared one is so much slower there
-MOST = 4  # configs of one problem
+PAYS = 0.01  # a size gets a config of its own when the shared one is so much slower there
+MOST = 6  # configs of one problem
 
 Samples = Mapping[K, Sequence[float]]  # paired, of one size
 
