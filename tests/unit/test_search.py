@@ -207,7 +207,7 @@ def apart(by: float) -> Callable[[Candidate, Workload], float]:
 
 
 def test_several_workloads_share_one_config_by_weight(bench: Bench) -> None:
-    pool = FakePool(times=apart(0.6), noise=0.0005)
+    pool = FakePool(times=apart(0.8), noise=0.0005)
     entry = bench.tune(pool, workloads=[SHORT, LONG], trials=60)
     assert entry.config["block_m"] == 192
     stored = bench.store.entries()
@@ -216,7 +216,7 @@ def test_several_workloads_share_one_config_by_weight(bench: Bench) -> None:
     assert stored[0].measurement.median_us != stored[1].measurement.median_us
     summary = entry.provenance["search"]
     assert summary["configs"] == 1
-    assert summary["regret"] == pytest.approx(0.006, abs=0.003)
+    assert summary["regret"] == pytest.approx(0.008, abs=0.003)
     assert summary["regret_worst"] == summary["one_config_worst"]
 
 
