@@ -53,11 +53,13 @@ def wheel(package: Path, folder: Path) -> Path:
 def platform_of(library: bytes) -> str:
     """``manylinux_2_34_x86_64`` where glibc 2.34 is needed and nothing beyond it, else the machine.
 
-    An ELF file names the versions of the symbols it imports: ``GLIBC_2.34``.
+    An ELF file names the versions of the symbols it imports: ``GLIBC_2.34``. Of the other libraries
+    that such a platform has, the first versions are everywhere: what unwinds the stack is in them.
     """
     machine = sysconfig.get_platform().replace("-", "_").replace(".", "_")
     needed = [int(minor) for minor in re.findall(rb"\0GLIBC_2\.(\d+)(?=[.\0])", library)]
-    beyond = re.search(rb"\0(GLIBCXX|CXXABI|GCC|GOMP)_\d", library)
+    beyond = re.search(
+        rb"\0(GLIBCXX_(?!3\.4\0)|CXXABI_(?!1\.3\0)|GCC_(?!3\.0\0)|GOMP_)\d", library)
     if not needed or beyond or not machine.startswith("linux_"):
         return machine
     return f"manylinux_2_{max(17, *needed)}_{machine.removeprefix('linux_')}"

@@ -63,6 +63,10 @@ def test_the_tag_names_the_oldest_c_library(package: Path, tmp_path: Path) -> No
         assert f"Tag: py3-none-{tag}\n" in archive.read(about).decode()
     # What needs more than the C library, or another one, is for machines like this one.
     assert platform_of(library + b"\0GLIBCXX_3.4.30\0") == f"linux_{machine}"
+    old = b"\0GCC_3.0\0CXXABI_1.3\0GLIBCXX_3.4\0"  # what unwinds the stack, on every platform
+    assert platform_of(library + old) == tag
+    for newer in (b"\0GCC_3.4\0", b"\0CXXABI_1.3.1\0", b"\0GLIBCXX_3.4.1\0", b"\0GOMP_1.0\0"):
+        assert platform_of(library + newer) == f"linux_{machine}"
     assert platform_of(b"\x7fELF") == f"linux_{machine}"
     assert platform_of(b"\0GLIBC_2.2.5\0GLIBC_2.36\0") == f"manylinux_2_36_{machine}"
 
