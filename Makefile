@@ -9,13 +9,14 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | tr -c '0-9\n' -)
 DEMO_ENV := FAGEN_DATA_DIR=$(CURDIR)/build/demo/data FAGEN_CACHE_DIR=$(CURDIR)/build/demo/cache
 
-.PHONY: help setup pycuda demo test test-gpu check compile-all snapshots docs size clean
+.PHONY: help setup pycuda demo test test-gpu check compile-all snapshots docs size clean evidence
 
 help:
 	@echo "make demo         tune, emit and use a package on this machine, against torch"
 	@echo "make test         check, then every test that this machine can run"
 	@echo "make check        ruff, mypy and the tests of the module layers"
 	@echo "make test-gpu     the GPU tests; fails without a GPU"
+	@echo "make evidence     everything a GPU has to prove, in steps; goes on where it was stopped"
 	@echo "make compile-all  compile every default kernel for every GPU (hours), and write the table"
 	@echo "make pycuda       build PyCUDA, also where there is no driver to link it with"
 	@echo "make snapshots    rewrite the rendered sources under tests/snapshots"
@@ -59,6 +60,9 @@ check: $(STAMP)
 
 test-gpu: $(STAMP)
 	$(PY) -m pytest --complete tests/gpu
+
+evidence: $(STAMP)
+	$(PY) bench/evidence.py build/evidence
 
 compile-all: $(STAMP)
 	$(PY) bench/compile_table.py bench/results/compile-table.csv

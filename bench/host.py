@@ -1,15 +1,18 @@
 """Host time of a call that hardly computes: a package, or several, against torch's own attention.
 
     python bench/host.py PACKAGE_DIR [OLDER_PACKAGE_DIR ...] bench/results/host-overhead-cpu.json
+    python bench/host.py --device cuda PACKAGE_DIR bench/results/h200-host.json
 
-Fp32, B1 H2 S4 D64, one thread, so that the kernel itself is over at once. The time is that of the
-calling thread, the best of many short runs, so that other work on the machine hardly shows. Forward
-and backward is one call of torch.autograd.grad, whose own machinery is most of it.
+B1 H2 S4 D64, fp32 on one thread of the host, bf16 on a GPU (there S64, and torch through cuDNN),
+so that the kernel itself is over at once. The time is that of the calling thread, the best of many
+short runs, so that other work on the machine hardly shows; a GPU's queue is empty when one begins.
+Forward and backward is one call of torch.autograd.grad, whose own machinery is most of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import sys
@@ -21,9 +24,13 @@ from typing import Any
 RUNS, CALLS = 60, 200
 
 
-def microseconds(call: Callable[[], Any]) -> float:
+def microseconds(call: Callable[[], Any], device: str) -> float:
+    import torch
+
     best = float("inf")
     for _ in range(RUNS):
+        if device != "cpu":
+            torch.cuda.synchronize()
         start = time.thread_time_ns()
         for _ in range(CALLS):
             call()
@@ -31,32 +38,42 @@ def microseconds(call: Callable[[], Any]) -> float:
     return round(best / CALLS / 1e3, 1)
 
 
-def measure(attend: Callable[..., Any], options: dict[str, Any], rows_first: bool) -> list[float]:
+def measure(
+    attend: Callable[..., Any], options: dict[str, Any], rows_first: bool, device: str
+) -> list[float]:
     """A forward without, and a forward and backward with gradients."""
     import torch
 
-    shape = (1, 4, 2, 64) if rows_first else (1, 2, 4, 64)
-    given = [torch.randn(shape) for _ in range(3)]
+    rows, dtype = (4, torch.float32) if device == "cpu" else (64, torch.bfloat16)
+    shape = (1, rows, 2, 64) if rows_first else (1, 2, rows, 64)
+    given = [torch.randn(shape, device=device, dtype=dtype) for _ in range(3)]
     leaves = [x.clone().requires_grad_() for x in given]
-    dout = torch.randn(shape)
-    return [microseconds(lambda: attend(*given, **options)),
-            microseconds(lambda: torch.autograd.grad(attend(*leaves, **options), leaves, dout))]
+    dout = torch.randn_like(given[0])
+
+    def both() -> Any:
+        return torch.autograd.grad(attend(*leaves, **options), leaves, dout)
+
+    return [microseconds(lambda: attend(*given, **options), device), microseconds(both, device)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("packages", type=Path, nargs="+", metavar="PACKAGE_DIR")
     parser.add_argument("output", type=Path)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     given = parser.parse_args()
     import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention
 
     def turned(*x: torch.Tensor) -> torch.Tensor:
         return scaled_dot_product_attention(*(t.transpose(1, 2) for t in x)).transpose(1, 2)
 
     torch.set_num_threads(1)
-    rows = [("torch", "scaled_dot_product_attention", scaled_dot_product_attention, {}, False),
-            ("torch", "the same on [batch, seqlen, heads, dim]", turned, {}, True)]
+    on_host = given.device == "cpu"
+    who = "torch" if on_host else "torch with cuDNN"
+    rows = [(who, "scaled_dot_product_attention", scaled_dot_product_attention, {}, False),
+            (who, "the same on [batch, seqlen, heads, dim]", turned, {}, True)]
     for folder in given.packages:
         sys.path.insert(0, str(folder.resolve().parent))
         package = __import__(folder.name)
@@ -68,17 +85,18 @@ def main() -> None:
         ]
     found = []
     for who, what, attend, options, rows_first in rows:
-        forward, both = measure(attend, options, rows_first)
+        with contextlib.nullcontext() if on_host else sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            forward, both = measure(attend, options, rows_first, given.device)
         found.append({"of": who, "call": what, "forward_us": forward,
                       "forward_and_backward_us": both})
         print(f"{who:<20} {what:<42} forward {forward:5.1f} us, with backward {both:5.1f} us")
     result = {
-        "what": "host time of one eager call, fp32 B1 H2 S4 D64, one thread",
+        "what": "host time of one eager call, "
+                + ("fp32 B1 H2 S4 D64, one thread" if on_host else
+                   f"bf16 B1 H2 S64 D64, {torch.cuda.get_device_name()}"),
         "date": datetime.date.today().isoformat(),
         "torch": torch.__version__,
-        "command": "python bench/host.py attention attention_before "
-                   "bench/results/host-overhead-cpu.json",
-        "note": "attention_before was emitted by fagen at commit 78cfe5f",
+        "command": " ".join(["python bench/host.py", *sys.argv[1:]]),
         "rows": found,
     }
     given.output.write_text(json.dumps(result, indent=1) + "\n")

@@ -6,6 +6,7 @@ run did not run. GPU detection asks for the device file; no CUDA library is load
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from fagen.compilers import find_nvcc
 from fagen.errors import SetupError
 
 TESTS = Path(__file__).parent
-HAS_GPU = bool(list(Path("/dev").glob("nvidia[0-9]*"))) or Path("/dev/dxg").exists()
+GPUS = len(list(Path("/dev").glob("nvidia[0-9]*")))
+HAS_GPU = bool(GPUS) or Path("/dev/dxg").exists()
+NEEDS_TWO = "fewer than two NVIDIA GPUs on this machine"
 # The least number of tests that must have run, by folder; a GPU folder counts only with a GPU.
 EXPECTED = {"unit": 400, "compile": 150, "conformance": 50, "faults": 30}
 
@@ -25,17 +28,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--complete", action="store_true", help="fail when a set did not run")
     group.addoption("--update-snapshots", action="store_true", help="rewrite tests/snapshots")
     group.addoption("--update-docs", action="store_true", help="rewrite docs/cli.md")
+    group.addoption("--part", metavar="N/M", type=part, default=(1, 1),
+                    help="every M-th test from the N-th on, so that runs of limited time add up")
+
+
+def part(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 2/5")
+    return int(number), int(count)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Completeness(config), "completeness")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if HAS_GPU:
-        return
+@pytest.hookimpl(trylast=True)  # after -k and -m
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    number, count = config.getoption("--part")
+    if count > 1:
+        chosen = items[number - 1::count]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
     for item in items:
-        if item.get_closest_marker("gpu"):
+        if not HAS_GPU and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU on this machine"))
 
 
@@ -49,6 +65,8 @@ def has_nvcc() -> bool:
 
 def may_skip(reason: str, has_gpu: bool, has_nvcc: bool) -> bool:
     """Is the reason one that this machine explains?"""
+    if NEEDS_TWO in reason:
+        return GPUS < 2
     reason = reason.lower()
     if "nvidia gpu" in reason:
         return not has_gpu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import math
 import subprocess
 import sys
@@ -18,14 +19,10 @@ import torch.nn.attention
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from fagen import paths
-from fagen.build import Builder, Cache
-from fagen.emit import Shipped, emit
-from fagen.families import FAMILIES, families_for
-from fagen.kerneltable import Part
+from fagen.families import FAMILIES
 from fagen.link import find_cc
-from fagen.model import Entry, Measurement, Problem, Workload
-from fagen.render import Renderer
+from tests.conftest import NEEDS_TWO
+from tests.gpu.emitted import emitted
 from tests.gpu.test_conformance import DEVICE, TARGET
 
 pytestmark = pytest.mark.gpu
@@ -41,17 +38,7 @@ SERVING = [f for f in FAMILIES if f.runs_on(TARGET)]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    renderer, builder = Renderer(paths.templates()), Builder(Cache(paths.cache()))
-    shipped = []
-    for slug in SLUGS:
-        problem = Problem.parse(slug)
-        family = families_for(problem, TARGET)[0]
-        candidate = family.default(problem, TARGET)
-        source = renderer.render(candidate)
-        part = Part(candidate, source, builder.build(candidate, source, allow_spills=True))
-        shipped.append(Shipped(part, Entry(problem, TARGET, Workload(2, 8, 8, 1024, 1024),
-                                           family.name, {}, Measurement(1, 1, 1, 1, 0, ""))))
-    return emit(shipped, tmp_path_factory.mktemp("made") / NAME)
+    return emitted(tmp_path_factory.mktemp("made") / NAME, SLUGS, TARGET)
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +187,7 @@ def test_streams_and_threads(package: Any) -> None:
     assert not wrong, wrong[0]
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one NVIDIA GPU on this machine")
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason=NEEDS_TWO)
 def test_a_second_gpu(package: Any) -> None:
     given = tensors(device="cuda:1")
     close(package.attention(*given, causal=True), formula(*given, right=0)[0])
@@ -262,17 +249,43 @@ def test_what_is_refused(package: Any) -> None:
     close(package.attention(q, k, v), formula(q, k, v)[0])
 
 
-def test_more_than_2_to_the_31_elements(package: Any) -> None:
-    free, _ = torch.cuda.mem_get_info()
-    if free < 40 << 30:
-        pytest.skip("less than 40 GiB of memory free on this NVIDIA GPU")
-    batch, rows = 17, 2**20  # 17 * 2^20 * 128 elements
-    big = torch.randn(batch, 1, rows, 128, device="cuda", dtype=torch.bfloat16)
-    keys = torch.randn(batch, 1, 128, 128, device="cuda", dtype=torch.bfloat16)
-    out = package.attention(big, keys, keys)
-    for b in (0, batch - 1):
-        close(out[b:b + 1, :, -256:], formula(big[b:b + 1, :, -256:], keys[b:b + 1],
-                                              keys[b:b + 1])[0])
+@pytest.mark.parametrize(("layout", "shape"), [
+    ("bhsd", (17, 1, 2**20, 128)),  # many heads of a usual size
+    ("bshd", (1, 2**20, 17, 128)),  # one head reaches over all of it
+])
+def test_more_than_2_to_the_31_elements(
+    package: Any, layout: str, shape: tuple[int, ...]
+) -> None:
+    """Forward and backward, in the first rows and in the last ones."""
+    assert math.prod(shape) > 2**31
+    if torch.cuda.mem_get_info()[0] < 100 << 30:
+        pytest.skip("less than 100 GiB of memory free on this NVIDIA GPU")
+
+    def normal(*sizes: int) -> Tensor:
+        return torch.randn(sizes, device="cuda", dtype=torch.bfloat16)
+
+    few = [128 if size == 2**20 else size for size in shape]
+    q, k, v = normal(*shape).requires_grad_(), *(normal(*few).requires_grad_() for _ in "kv")
+    dout = normal(*shape)
+    out = package.attention(q, k, v, layout=layout)
+    found = torch.autograd.grad(out, (q, k, v), dout)
+    q, k, v, dout, out, *found = (
+        x.detach() if layout == "bhsd" else x.detach().transpose(1, 2)
+        for x in (q, k, v, dout, out, *found))
+    sums = [torch.zeros(x.shape, device="cuda") for x in (k, v)]
+    for b, h in itertools.product(range(q.shape[0]), range(q.shape[1])):
+        one = slice(b, b + 1), slice(h, h + 1)
+        for first in range(0, q.shape[2], 2**17):
+            part = (*one, slice(first, first + 2**17))
+            leaves = [x.float().requires_grad_() for x in (q[part], k[one], v[one])]
+            right, _ = formula(*leaves)
+            grads = torch.autograd.grad(right, leaves, dout[part].float())
+            close(out[part], right)
+            close(found[0][part], grads[0])
+            for total, grad in zip(sums, grads[1:], strict=True):
+                total[one] += grad
+    for x, y in zip(found[1:], sums, strict=True):
+        close(x, y)
 
 
 def test_python_m(package: Any, folder: Path) -> None:
@@ -282,10 +295,15 @@ def test_python_m(package: Any, folder: Path) -> None:
     assert done.stdout.count(" right, ") == len(SLUGS)
 
 
-def test_a_c_program_without_torch(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("language", [
+    ("-std=gnu11",), ("-x", "c++", "-std=gnu++17", "-Wno-missing-field-initializers"),
+], ids=["c", "c++"])
+def test_a_program_without_python(
+    folder: Path, tmp_path: Path, language: tuple[str, ...]
+) -> None:
     binary = tmp_path / "program"
     subprocess.run(
-        [find_cc(), "-std=gnu11", "-Wall", "-Wextra", "-Werror",
+        [find_cc(), *language, "-Wall", "-Wextra", "-Werror",
          str(Path(__file__).with_name("program.c")), "-I", str(folder / "include"), "-L",
          str(folder), f"-l{NAME}", f"-Wl,-rpath,{folder}", "-ldl", "-lm", "-o", str(binary)],
         check=True)

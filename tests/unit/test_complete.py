@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import may_skip
+from tests import conftest
+from tests.conftest import NEEDS_TWO, may_skip
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,3 +47,11 @@ def test_a_skip_is_allowed_when_the_machine_explains_it(
     reason: str, gpu: bool, nvcc: bool, allowed: bool
 ) -> None:
     assert may_skip(reason, gpu, nvcc) == allowed
+
+
+@pytest.mark.parametrize(("gpus", "allowed"), [(0, True), (1, True), (2, False)])
+def test_what_needs_two_gpus_runs_where_they_are(
+    gpus: int, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conftest, "GPUS", gpus)
+    assert may_skip(f"Skipped: {NEEDS_TWO}", gpus > 0, True) == allowed
