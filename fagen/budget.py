@@ -23,7 +23,7 @@ class Budget:
     finalists: int = 8
     rounds: int = 10  # interleaved rounds of one heat of the final lap
     heats: int = 6  # at most; finalists beyond hope drop out between heats
-    lap_s: float = 150.0  # no further heat of the final lap after this many seconds
+    lap_s: float = 150.0  # seconds of the final lap; twice that where times are loud
 
     def __post_init__(self) -> None:
         for name in ("trials", "finalists", "rounds", "heats"):

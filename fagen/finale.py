@@ -5,6 +5,7 @@ Rounds in which the device was not ours alone are thrown away, and counted.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,6 +20,8 @@ from fagen.winner import Standing
 Heat = Callable[
     [Sequence[Candidate], Workload, int], list[tuple[Sequence[float], Measurement] | Failure]
 ]
+
+_SURE = 0.0035  # the standard error of a median that two runs agree on to 1.5%
 
 
 class Finale:
@@ -37,17 +40,24 @@ class Finale:
 
     def run(self, budget: Budget, after: Callable[[int], None]) -> None:
         """Heats until one finalist is left, or the budget's number of them or its time is used up.
-        While most rounds are disturbed there are more, up to twice as many."""
-        late = time.monotonic() + budget.lap_s
+        While most rounds are disturbed there are more, up to twice as many; while the fastest one's
+        time is not sure there is more time, up to twice as much."""
+        begin = time.monotonic()
         for number in range(1, 2 * budget.heats + 1):
             self._one_heat(budget.rounds)
             after(number)
             calm = self.rounds - self.disturbed >= self.rounds / 2
-            enough = number >= budget.heats or time.monotonic() > late
+            spent = (time.monotonic() - begin) / budget.lap_s
+            enough = number >= budget.heats or spent > (1 if self._is_sure() else 2)
             if len(self.alive) < 2 or (enough and calm):
                 return
             lost = self._hopeless()
             self.alive = [c for c in self.alive if c not in lost]
+
+    def _is_sure(self) -> bool:
+        """Another run would find the same medians."""
+        fastest = min(self._ran(), key=lambda c: median(self.totals(c)), default=None)
+        return fastest is None or all(_error(size[fastest]) <= _SURE for size in self.sizes())
 
     def _hopeless(self) -> set[Candidate]:
         """In all, and for every single workload too."""
@@ -129,6 +139,14 @@ class Finale:
 
 def _at(rounds: Sequence[int], times: Sequence[float]) -> list[float]:
     return [times[r] for r in rounds if r < len(times)]
+
+
+def _error(times: Sequence[float]) -> float:
+    """The standard error of the median, as a share of it, from the quartiles."""
+    if len(times) < 2:
+        return math.inf
+    low, middle, high = quantiles(times, n=4)
+    return 1.25 * (high - low) / 1.35 / math.sqrt(len(times)) / middle
 
 
 def _pooled(measurement: Measurement, times: Sequence[float]) -> Measurement:
