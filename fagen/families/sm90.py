@@ -72,8 +72,7 @@ class ForwardConfig:
     def registers(self, problem: Problem) -> int:
         """What a consumer thread gets; the formula of the template."""
         launch = REGISTERS_PER_SM // (self.threads * self.ctas_per_sm) // 8 * 8
-        few, many = (32, 40) if _counted(problem) else (40, 56)
-        producer = few if self.warpgroups > 2 else many
+        producer = (32 if self.warpgroups > 2 else 40) if _counted(problem) else 56
         left = (launch * (self.warpgroups + 1) - producer) // self.warpgroups // 8 * 8
         return min(256, left)
 
@@ -116,9 +115,12 @@ def _schedules(problem: Problem) -> tuple[str, ...]:
     return ("dynamic", "snake") if _unequal(problem) else ("strided",)
 
 
-def _others(problem: Problem) -> int:
+def _others(c: Candidate) -> int:
     """Registers for everything else, many of them for masks."""
-    return 28 if _counted(problem) else 44
+    pattern, config = c.problem.pattern, c.config
+    cuts_left = not isinstance(pattern, Band) or pattern.left != UNBOUNDED
+    half = config.warpgroups == 1 and config.ctas_per_sm == 2
+    return 44 if not _counted(c.problem) or (half and cuts_left) else 28
 
 
 FORWARD_RULES = (
@@ -126,9 +128,8 @@ FORWARD_RULES = (
     Rule("Q, the K and V stages and the staged O fit shared memory", _fits),
     Rule(
         "scores, probabilities and output leave a consumer thread 28 registers, or 44 where rows "
-        "are no runs of keys, or packed",
-        lambda c: c.config.accumulators(c.problem) + _others(c.problem)
-        <= c.config.registers(c.problem),
+        "are no runs of keys, or packed, or cut on the left by one warpgroup with half of an SM",
+        lambda c: c.config.accumulators(c.problem) + _others(c) <= c.config.registers(c.problem),
     ),
     Rule(
         "ping-pong needs two warpgroups or more",
@@ -148,8 +149,8 @@ FORWARD_RULES = (
         lambda c: c.config.epilogue == "staged" or not _fits_with(c, epilogue="staged"),
     ),
     Rule(
-        "more than two stages hold at most 256 keys: more keys are no faster",
-        lambda c: c.config.stages == 2 or c.config.stages * c.config.block_n <= 256,
+        "more than two stages hold at most 288 keys: more keys are no faster",
+        lambda c: c.config.stages == 2 or c.config.stages * c.config.block_n <= 288,
     ),
 )
 

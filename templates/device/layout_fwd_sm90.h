@@ -29,7 +29,7 @@ concept RunsOfKeys = IntervalPattern<P> && !VARLEN;
 // Registers per thread: the launch gives every warpgroup the same, the consumers need most.
 constexpr int LAUNCH_REGISTERS = 65536 / (THREADS * CTAS_PER_SM) / 8 * 8;
 constexpr int PRODUCER_REGISTERS =
-    RunsOfKeys<Pattern> ? (WARPGROUPS > 2 ? 32 : 40) : (WARPGROUPS > 2 ? 40 : 56);
+    RunsOfKeys<Pattern> ? (WARPGROUPS > 2 ? 32 : 40) : 56;
 constexpr int LEFT_REGISTERS =
     (LAUNCH_REGISTERS * (WARPGROUPS + 1) - PRODUCER_REGISTERS) / WARPGROUPS / 8 * 8;
 constexpr int CONSUMER_REGISTERS = LEFT_REGISTERS < 256 ? LEFT_REGISTERS : 256;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -98,6 +99,33 @@ def test_corners_compile_without_spills_or_advice(builder: Builder, dims: str) -
         except BuildError as error:
             dirty.append(f"{candidate}: {error.message}")
     assert not dirty, "\n".join(dirty)
+
+
+# Of a grown space, what a covering sample may miss: the most keys, and three stages of 96.
+TIGHT = [
+    ("fwd-fp16-d64-window300", {"warpgroups": 1, "ctas_per_sm": 2, "block_n": 176,
+                                "softmax": "lazy", "ping_pong": False, "stages": 2}),
+    ("fwd-fp16-d112-window300", {"warpgroups": 3, "block_n": 96, "stages": 3}),
+    ("fwd-bf16-d64-blocks32", {"warpgroups": 3, "block_n": 64, "stages": 2, "schedule": "snake"}),
+]
+
+
+@pytest.mark.parametrize(("slug", "knobs"), TIGHT, ids=[row[0] for row in TIGHT])
+def test_tight_points_compile_without_spills(
+    builder: Builder, slug: str, knobs: dict[str, Any]
+) -> None:
+    candidate = default(slug)
+    fitting = (candidate.with_config(**knobs, q_buffers=q_buffers, epilogue=epilogue)
+               for q_buffers in (2, 1) for epilogue in ("staged", "direct"))
+    assert_clean(builder, next(c for c in fitting if not SM90.broken_rules(c)))
+
+
+def test_one_warpgroup_with_half_of_an_sm_has_no_room_for_192_keys_under_a_window() -> None:
+    knobs = {"warpgroups": 1, "ctas_per_sm": 2, "block_n": 192, "stages": 2, "ping_pong": False,
+             "q_buffers": 1, "epilogue": "direct"}
+    for pattern, allowed in (("window300", False), ("window64x64", False), ("dense", True)):
+        broken = SM90.broken_rules(default(f"fwd-fp16-d64-{pattern}").with_config(**knobs))
+        assert any("half of an SM" in rule.says for rule in broken) != allowed
 
 
 def test_source_asserts_the_shared_memory_of_the_plan(builder: Builder) -> None:
