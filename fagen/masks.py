@@ -19,12 +19,13 @@ from fagen.library import Params
 from fagen.model import Problem
 from fagen.patterns import BlockLists, DataPattern, Documents
 from fagen.pieces import Group
-from fagen.runtime.package import tables
+from fagen.runtime.package import order, tables
 from fagen.runtime.package.runs import keys_to_queries
 
 BLOCKS = ("cells", "holes", "bitmaps")
 ARRAYS = tuple(f"{way}.{name}" for way in ("by_query", "by_key") for name in BLOCKS)
-RUNS = ("queries", "keys")
+RUNS = ("queries", "keys")  # of blocks: the order of their tiles
+ORDERS = ("by_query.holes", "by_key.holes")  # of runs, which have no holes
 _KINDS_OF_HOLES = 3
 _HOLES = 0.3  # of the blocks
 
@@ -48,7 +49,9 @@ class DrawnBlocks:
         some, full = self.some.to(device), self.full.to(device)
         holes = tables.holes_of(self.elements[self.kind[self.some & ~self.full]].to(device))
         made = tables.table(some, full, holes), tables.transposed(some, full, holes)
-        return dict(zip(ARRAYS, (*made[0], *made[1]), strict=True))
+        about = some, self.lengths, (self.pattern.block_q, self.pattern.block_kv)
+        orders = (of(*about, self.pattern.causal) for of in (order.of_queries, order.of_keys))
+        return dict(zip(ARRAYS + RUNS, (*made[0], *made[1], *orders), strict=True))
 
     def keeps(self, group: Group, heads: int, rows: slice, device: str) -> Tensor:
         """[heads or 1, rows, keys] of one key/value head."""
@@ -78,8 +81,10 @@ class DrawnRuns:
         return self.runs.shape[0], 1
 
     def arrays(self, device: str) -> dict[str, Tensor]:
-        runs = self.runs.to(device)
-        return dict(zip(RUNS, (runs.int(), keys_to_queries(runs, self.lengths[1])), strict=True))
+        queries = self.runs.to(device)
+        runs = queries.int(), keys_to_queries(queries, self.lengths[1])
+        orders = map(order.of_runs, runs)
+        return dict(zip(RUNS + ORDERS, (*runs, *orders), strict=True))
 
     def keeps(self, group: Group, heads: int, rows: slice, device: str) -> Tensor:
         begin, end = self.runs[group[0] % len(self.runs), rows].T[:, :, None]

@@ -63,7 +63,9 @@ class Renderer:
         except jinja2.TemplateError as error:
             where = f" line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
             raise RenderError(f"templates/{name}{where}: {error}") from error
-        text = _pull_in(text, self._read, name, set())
+        instead = kernel.instead(candidate.problem)
+        text = _pull_in(text, lambda header, by: self._read(instead.get(header, header), by),
+                        name, set())
         language = "cpp" if candidate.family.toolchain == "host" else "cuda"
         return Source(text, code_digest(text), language)
 

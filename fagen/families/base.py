@@ -175,6 +175,8 @@ class Kernel:
     bytes_moved: Callable[[Candidate, Workload], int]
     # Bytes that one thread (CPU) or block (GPU) touches over and over; 0 where nobody said.
     footprint: Callable[[Candidate], int] = lambda candidate: 0
+    # Headers that are other files for some problems, under templates/: {included: instead}.
+    instead: Callable[[Problem], dict[str, str]] = lambda problem: {}
 
 
 @dataclass(frozen=True)

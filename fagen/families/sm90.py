@@ -192,13 +192,14 @@ def forward_plan(c: Candidate) -> Plan:
 # (head dimensions up to, warpgroups, block_n, stages): a starting point for dense attention.
 _TILES = ((64, 4, 64, 3), (80, 3, 96, 2), (96, 3, 80, 2), (112, 3, 64, 2), (128, 2, 128, 2),
           (160, 2, 112, 2), (192, 2, 96, 2), (256, 2, 80, 2))
-# Where rows are no runs: smaller tiles skip more, and masks need registers.
+# Where rows are no runs, or are read: smaller tiles skip more, and masks need registers.
 _SPARSE_TILES = ((128, 2, 128, 2), (160, 2, 96, 2), (192, 2, 80, 2), (256, 2, 64, 2))
 
 
 def forward_default(problem: Problem, target: Target) -> ForwardConfig:
     widest = max(padded(problem.head_dim), padded(problem.head_dim_v))
-    tiles = _TILES if _counted(problem) else _SPARSE_TILES
+    simple = _counted(problem) and not problem.pattern.is_data
+    tiles = _TILES if simple else _SPARSE_TILES
     _, warpgroups, block_n, stages = next(row for row in tiles if widest <= row[0])
     schedule = _schedules(problem)[0]
     choices = [
@@ -219,6 +220,12 @@ def forward_bytes(c: Candidate, w: Workload) -> int:
     return (rows + keys_read) * dims * size + 4 * rows
 
 
+def _instead(problem: Problem) -> dict[str, str]:
+    if not problem.pattern.is_data:
+        return {}
+    return {"device/order_fwd_sm90.h": "device/order_listed_fwd_sm90.h"}
+
+
 FORWARD = Kernel(
     template="fwd_sm90.cu.j2",
     config=ForwardConfig,
@@ -226,6 +233,7 @@ FORWARD = Kernel(
     plan=forward_plan,
     default=forward_default,
     bytes_moved=forward_bytes,
+    instead=_instead,
 )
 
 SM90 = Family(

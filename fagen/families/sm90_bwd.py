@@ -34,6 +34,11 @@ def noted(problem: Problem) -> bool:
     return not pattern.interval or (ordered and pattern.is_data)
 
 
+def _sparse(problem: Problem) -> bool:
+    """Does the loading warp look for steps, or read a mask?"""
+    return noted(problem) or problem.pattern.is_data
+
+
 @dataclass(frozen=True)
 class Config:
     """Who computes what, the tile, and the depths in shared memory."""
@@ -132,21 +137,23 @@ class Config:
             return max(d, dv) + 3 * scores // 2
         making_ds = 2 * scores if self.p_fp32 else 3 * scores // 2
         making_dq = scores + (0 if self.own_dq else self.dq_piece_columns(problem) // 2)
-        mask = 8 if noted(problem) and self.block_m > 64 else 0  # its bits, and where they belong
+        wide = noted(problem) and self.block_m > 64
+        mask = 8 if wide or problem.pattern.is_data else 0  # its bits, and where they belong
         return d + dv + max(making_ds, making_dq) + mask
 
-    @property
-    def register_budget(self) -> int:
+    def register_budget(self, problem: Problem) -> int:
         """The most that compiled without spills under what setmaxnreg grants."""
-        if self.own_dq:
-            granted = 208 if self.dq_columns == 64 else 192
-            return granted - (16 if self.roles == "split" else 32)
-        return 208
+        if not self.own_dq:
+            return 208
+        granted = 208 if self.dq_columns == 64 else 192
+        if self.roles == "split":
+            return granted - (24 if _sparse(problem) else 16)
+        return granted - 32
 
     def fits(self, problem: Problem, target: Target) -> bool:
         return (
             bool(self.dq_cut(problem))
-            and self.registers(problem) <= self.register_budget
+            and self.registers(problem) <= self.register_budget(problem)
             and self.shared_bytes(problem) <= target.shared_bytes
         )
 
@@ -206,7 +213,7 @@ _RULES = (
          lambda c: c.config.roles == "rows" or c.config.p_fp32),
     Rule("the accumulators fit in registers",
          lambda c: not c.config.dq_cut(c.problem)
-         or c.config.registers(c.problem) <= c.config.register_budget),
+         or c.config.registers(c.problem) <= c.config.register_budget(c.problem)),
     Rule("tiles, stages and barriers fit in shared memory",
          lambda c: not c.config.dq_cut(c.problem)
          or c.config.shared_bytes(c.problem) <= c.target.shared_bytes),
@@ -237,6 +244,15 @@ def _default(problem: Problem, target: Target) -> Config:
     return next((config for config in others if config.fits(problem, target)), last)
 
 
+def _instead(problem: Problem) -> dict[str, str]:
+    found = {}
+    if _sparse(problem):
+        found["device/registers_bwd_sm90.h"] = "device/registers_sparse_bwd_sm90.h"
+    if problem.pattern.is_data and "deterministic" not in problem.features:
+        found["device/key_block_bwd_sm90.h"] = "device/key_block_listed_bwd_sm90.h"
+    return found
+
+
 BWD = Kernel(
     template="bwd_sm90.cu.j2",
     config=Config,
@@ -244,4 +260,5 @@ BWD = Kernel(
     plan=_plan,
     default=_default,
     bytes_moved=_bytes_moved,
+    instead=_instead,
 )

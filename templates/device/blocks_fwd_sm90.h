@@ -44,10 +44,7 @@ FAGEN_DEVICE Blocks blocks_of(const P &pattern, int row, int rows, int seqlen_q)
                 (all.begin + BLOCK_N - 1) / BLOCK_N, clean / BLOCK_N};
 }
 
-constexpr Longest LONGEST = !IntervalPattern<Pattern> ? Longest::either
-                            : CUTS_RIGHT && !CUTS_LEFT ? Longest::last
-                                                       : Longest::none;
-using Order = TileOrder<BLOCK_M, LONGEST, VARLEN, SCHEDULE>;
+#include "device/order_fwd_sm90.h"
 constexpr int64_t SECTION_BYTES = 32 << 20;
 
 // --- the elements of a block ------------------------------------------------------------------

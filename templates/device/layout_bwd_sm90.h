@@ -26,12 +26,7 @@ constexpr int CONSUMERS = 2;
 constexpr int FIRST_CONSUMER = OWN_DQ ? 2 : 1;
 constexpr int THREADS = 128 * (FIRST_CONSUMER + CONSUMERS);
 
-// Registers per thread; the sum over warpgroups is what the launch allocates. The warps that load
-// and send dQ need a few more for turns and for the places of sequences.
-constexpr int PRODUCER_REGISTERS = !OWN_DQ && (DETERMINISTIC || VARLEN) ? 40 : 24;
-constexpr int DQ_REGISTERS = DQ_COLUMNS <= 64 ? 72 : 104;
-constexpr int CONSUMER_REGISTERS =
-    OWN_DQ ? (512 - PRODUCER_REGISTERS - DQ_REGISTERS) / 2 : (512 - PRODUCER_REGISTERS) / 2 / 8 * 8;
+#include "device/registers_bwd_sm90.h"
 
 // Do all roles count along one run of query tiles? Not where heads differ. Runs that are data may
 // have gaps, which a tile of queries and a block of keys see differently: turns need one view.

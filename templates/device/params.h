@@ -33,7 +33,8 @@ struct fagen_blocks {
 struct fagen_run { int32_t begin, end; };
 
 // What patterns that are data read; null and 0 for all others. `batches` and `heads` are 1 where
-// the mask is the same for all of them.
+// the mask is the same for all of them. A mask of blocks may bring the order of its tiles in `queries`
+// and `keys`, a mask of runs in the two `holes` (device/longest_first.h); else they are null.
 struct fagen_mask {
   struct fagen_blocks by_query, by_key;           // the backward needs both
   const struct fagen_run *queries, *keys;         // [batches][seqlen_q] and [batches][seqlen_kv]

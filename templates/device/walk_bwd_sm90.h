@@ -40,23 +40,7 @@ FAGEN_DEVICE int heads_per_section(const fagen_params &p) {
   return max_of(1, min_of(entries(p) * p.kv_heads, static_cast<int>(SECTION_BYTES / head)));
 }
 
-// Read anew wherever it is needed: cheaper than registers held through the main loop. All lanes of
-// a warp call it.
-FAGEN_DEVICE KeyBlock key_block(const fagen_params &p) {
-  int tile;
-  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(tile));
-  const int heads = entries(p) * p.kv_heads;
-  const int blocks = VARLEN ? p.total_kv / BLOCK_N + p.batch : tiles_of(p.seqlen_kv, BLOCK_N);
-  const int wide = heads_per_section(p), section = tile / (wide * blocks);
-  const int inside = tile - section * wide * blocks, width = min_of(wide, heads - section * wide);
-  const int head = section * wide + inside % width;
-  if constexpr (VARLEN) {
-    const Slot slot = kv_slot(p, BLOCK_N, inside / width, 0);
-    return {uniform(slot.tile), uniform(head), uniform(slot.batch)};
-  } else {
-    return {uniform(inside / width), uniform(head % p.kv_heads), uniform(head / p.kv_heads)};
-  }
-}
+#include "device/key_block_bwd_sm90.h"
 
 // A packed batch has a few blocks more than its sequences need.
 FAGEN_DEVICE bool has_keys(const fagen_params &p, const KeyBlock &block) {

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
 from fagen import compilers, paths
 from fagen.build import Builder, Cache
-from fagen.errors import SetupError
+from fagen.errors import FagenError, SetupError
 from fagen.families.base import Family, Space
 from fagen.families.sm90_bwd import BWD
 from fagen.model import Candidate, Problem, Target, Workload
@@ -38,6 +40,15 @@ SAMPLE = [
     "bwd-fp16-d256-causal+deterministic+varlen",
 ]
 
+# Patterns whose steps are looked for, and documents, each with a head dim of every kind of default.
+SPARSE = ("longformer-w256-g64", "butterfly-b128", "bigbird-w128-g32-r64-seed7", "blocks128",
+          "strided-s128-causal", "dilated-w256-d4", "fixed-s128-c8-causal", "documents")
+DIMS = ((40, 64, 16, 48), (80, 96, 112), (128, 120), (160, 256, 192, 224))
+SPARSE_SAMPLE = [
+    f"bwd-{('bf16', 'fp16')[(i + j) % 2]}-d{dims[i % len(dims)]}-{pattern}"
+    for i, pattern in enumerate(SPARSE) for j, dims in enumerate(DIMS)
+]
+
 
 def _default(slug: str) -> Candidate:
     return FAMILY.default(Problem.parse(slug), H200)
@@ -60,6 +71,20 @@ def test_default_compiles_without_spills_or_advice(builder: Builder, slug: str) 
     assert binary.advice == ()
     # setmaxnreg deals out what the launch brings: with fewer registers it would wait for ever.
     assert binary.registers == 65536 // candidate.config.threads // 8 * 8
+
+
+@pytest.mark.slow
+def test_sparse_defaults_compile_without_spills_or_advice(builder: Builder) -> None:
+    def trouble(slug: str) -> str:
+        candidate = _default(slug)
+        try:
+            binary = builder.build(candidate, Renderer(paths.templates()).render(candidate))
+        except FagenError as error:
+            return f"{candidate}: {error.message}"
+        return "".join(f"{candidate}: {advice}" for advice in binary.advice)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        assert [text for text in pool.map(trouble, SPARSE_SAMPLE) if text] == []
 
 
 def test_a_wide_tile_is_converted_in_more_than_48_kib(builder: Builder) -> None:

@@ -68,6 +68,14 @@ BLIND: tuple[tuple[str, Row, Edit], ...] = (
     ("overflow goes unreported",
      ("fwd-fp16-d64-butterfly-b64", {"softmax": "anchored", "warpgroups": 2, "block_n": 64}),
      ("atomicOr(&shared.control().overflowed[(received - 1) % NOTES], 1 << group);", ";")),
+    # The first of an order again and again: other tiles are never computed.
+    ("the order of a mask's tiles is used", ("fwd-bf16-d16-blocks32", {"block_n": 64, "stages": 2}),
+     ("  return order[", "  return 0 & order[")),
+    ("the order of documents' tiles is used",
+     ("fwd-bf16-d16-documents", {"block_n": 64, "stages": 2}),
+     ("  return order[", "  return 0 & order[")),
+    ("the order of a mask's key blocks is used", ("bwd-bf16-d16-blocks32", {}),
+     ("  return order[", "  return 0 & order[")),
 )
 
 

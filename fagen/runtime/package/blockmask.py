@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import tables
+from . import order, tables
 from .errors import BadArgument, BadType
 from .tables import Holes, Table
 
@@ -144,8 +144,8 @@ class BlockSparseMask:
     def arrays(self, backward: bool) -> list[Tensor]:
         """What kernels read: struct fagen_mask's pointers in their order."""
         by_key = self._by_key if backward else self._by_query
-        none = self.holes.ids.new_empty(0)
-        return [*self._by_query, *by_key, none, none]
+        orders = [self._order_of_queries, *([self._order_of_keys] if backward else [])]
+        return [*self._by_query, *by_key, orders[0], orders[-1]]
 
     @functools.cached_property
     def _by_query(self) -> Table:
@@ -154,6 +154,14 @@ class BlockSparseMask:
     @functools.cached_property
     def _by_key(self) -> Table:
         return tables.transposed(self.some, self.full, self.holes)
+
+    @functools.cached_property
+    def _order_of_queries(self) -> Tensor:
+        return order.of_queries(self.some, self.lengths, self.block_size, self.causal)
+
+    @functools.cached_property
+    def _order_of_keys(self) -> Tensor:
+        return order.of_keys(self.some, self.lengths, self.block_size, self.causal)
 
 
 # --- checks --------------------------------------------------------------------------------------

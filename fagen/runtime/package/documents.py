@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import order
 from .errors import BadArgument, BadType
 from .runs import keys_to_queries
 
@@ -101,8 +102,12 @@ class DocumentMask:
 
     def arrays(self, backward: bool) -> list[Tensor]:
         """What kernels read: struct fagen_mask's pointers in their order."""
-        none = self._queries.new_empty(0)
-        return [none] * 6 + [self._queries, self._keys if backward else self._queries]
+        none, runs = self._queries.new_empty(0), [self._queries]
+        orders = [self._order_of_queries]
+        if backward:
+            runs.append(self._keys)
+            orders.append(self._order_of_keys)
+        return [none, orders[0], none, none, orders[-1], none, runs[0], runs[-1]]
 
     @functools.cached_property
     def _queries(self) -> Tensor:
@@ -111,6 +116,14 @@ class DocumentMask:
     @functools.cached_property
     def _keys(self) -> Tensor:
         return keys_to_queries(self.runs, self.lengths[1])
+
+    @functools.cached_property
+    def _order_of_queries(self) -> Tensor:
+        return order.of_runs(self._queries)
+
+    @functools.cached_property
+    def _order_of_keys(self) -> Tensor:
+        return order.of_runs(self._keys)
 
 
 def _integers(given: Any, name: str) -> Tensor:
