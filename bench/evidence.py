@@ -94,7 +94,7 @@ class Folder:
 
 
 def said(*command: str) -> str:
-    """The first line of a program's output; empty where there is no such program."""
+    """A program's output; empty where there is no such program."""
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         ran = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
         return ran.stdout.strip() if ran.returncode == 0 else ""
@@ -104,8 +104,9 @@ def said(*command: str) -> str:
 def machine() -> dict[str, Any]:
     nvcc = said(os.environ.get("FAGEN_NVCC", "nvcc"), "--version")
     query = "--query-gpu=name,driver_version,clocks.max.sm,power.limit,memory.total"
+    gpus = said("nvidia-smi", query, "--format=csv,noheader").splitlines()
     return {
-        "gpus": said("nvidia-smi", query, "--format=csv,noheader").splitlines(),
+        "gpus": gpus or sorted(str(path) for path in Path("/dev").glob("nvidia[0-9]*")),
         "compiler": next((line for line in nvcc.splitlines() if "release" in line), ""),
         "python": platform.python_version(),
         **{name: _version(name) for name in ("torch", "triton", "pycuda")},
