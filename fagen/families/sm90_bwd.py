@@ -39,6 +39,11 @@ def _sparse(problem: Problem) -> bool:
     return noted(problem) or problem.pattern.is_data
 
 
+def _countable(problem: Problem) -> bool:
+    """Does every key block between the first and the last that a query tile sees, see it too?"""
+    return problem.pattern.interval and not problem.pattern.is_data
+
+
 @dataclass(frozen=True)
 class Config:
     """Who computes what, the tile, and the depths in shared memory."""
@@ -58,6 +63,9 @@ class Config:
                       says="heads one after the other, or the longest key blocks of several first")
     overlap: bool = knob(True, False, default=True,
                          says="each kernel may start while the one before it ends")
+    sums: str = knob("zeroed", "counted", default="zeroed", enum="Sums",
+                     says="what begins and ends dQ: kernels before and behind, or the first and "
+                     "the last key block of each query tile")
 
     @property
     def block_n(self) -> int:
@@ -67,6 +75,10 @@ class Config:
     @property
     def own_dq(self) -> bool:
         return self.dq == "own"
+
+    @property
+    def counted(self) -> bool:
+        return self.sums == "counted"
 
     @property
     def threads(self) -> int:
@@ -123,7 +135,8 @@ class Config:
         rows = 4 * m * (self.stages_q + self.stages_do)
         barriers = 8 * (2 * (self.stages_q + self.stages_do + self.stages_ds + stages_p) + 2)
         notes = 8 * NOTES if noted(problem) else 0
-        return kv + q + do + ds + stages_p * 128 * m + staging + rows + barriers + notes
+        told = 16 if self.counted else 0
+        return kv + q + do + ds + stages_p * 128 * m + staging + rows + barriers + notes + told
 
     def post_bytes(self, problem: Problem) -> int:
         """Shared memory of bwd_post: a tile of dQ, rows apart by the width of the banks."""
@@ -176,15 +189,14 @@ def _plan(candidate: Candidate) -> Plan:
     rows = Region(product(q_padded=m, heads=1, batch=8))
     sums = Region(product(q_padded=m, heads=padded(problem.head_dim), batch=4))
     turns = Region(product(q_tiles=m, heads=1 if config.own_dq else CONSUMERS, batch=4))
+    pre = Step("bwd_pre", ends, ENDS_THREADS)
+    main = Step("bwd_main", blocks, config.threads, config.shared_bytes(problem),
+                overlap=config.overlap, maps=_maps(problem, config))
+    post = Step("bwd_post", ends, ENDS_THREADS, config.post_bytes(problem), overlap=config.overlap)
+    takes_turns = config.counted or "deterministic" in problem.features
     return Plan(
-        steps=(
-            Step("bwd_pre", ends, ENDS_THREADS),
-            Step("bwd_main", blocks, config.threads, config.shared_bytes(problem),
-                 overlap=config.overlap, maps=_maps(problem, config)),
-            Step("bwd_post", ends, ENDS_THREADS, config.post_bytes(problem),
-                 overlap=config.overlap),
-        ),
-        regions=(rows, sums, *((turns,) if "deterministic" in problem.features else ())),
+        steps=(pre, main) if config.counted else (pre, main, post),
+        regions=(rows, sums, turns) if takes_turns else (rows, sums),
     )
 
 
@@ -193,7 +205,8 @@ def _bytes_moved(candidate: Candidate, w: Workload) -> int:
     problem, config = candidate.problem, candidate.config
     q_rows = product(q_padded=config.block_m, heads=1, batch=1).value(w.of(problem))
     pre = q_rows * (4 * problem.head_dim_v + 12)
-    sums = 3 * 4 * q_rows * padded(problem.head_dim)  # zeroed, summed into, read
+    passes = 1 if config.counted else 3  # summed; else zeroed before and read behind
+    sums = passes * 4 * q_rows * padded(problem.head_dim)
     return w.min_bytes(problem) + pre + sums
 
 
@@ -211,6 +224,9 @@ _RULES = (
          lambda c: c.config.own_dq or (c.config.dq_columns, c.config.stages_dq) == (64, 2)),
     Rule("p_fp32 only matters with roles=rows",
          lambda c: c.config.roles == "rows" or c.config.p_fp32),
+    Rule("key blocks are counted by a dQ warpgroup, where each query tile has one run of them, "
+         "known beforehand",
+         lambda c: not c.config.counted or (c.config.own_dq and _countable(c.problem))),
     Rule("the accumulators fit in registers",
          lambda c: not c.config.dq_cut(c.problem)
          or c.config.registers(c.problem) <= c.config.register_budget(c.problem)),

@@ -4,8 +4,7 @@
 #ifndef FAGEN_DQ_BWD_SM90_H
 #define FAGEN_DQ_BWD_SM90_H
 
-#include "device/step_bwd_sm90.h"
-#include "device/turns_bwd_sm90.h"
+#include "device/sums_bwd_sm90.h"
 
 // One piece of dQ = dS K over all keys of the block. `row` and `dim` say where the piece begins.
 template <int N>
@@ -92,6 +91,7 @@ struct DqWork {
   int *turn_at;
   Turn turn;
   int step, sent;
+  Share share;  // of the query tile
 };
 
 // The pieces of one row of pieces from dim FIRST on.
@@ -113,7 +113,10 @@ FAGEN_DEVICE void make_dq_pieces(DqWork &work, int row) {
   stage_dq<N>(buffer, d);
   fence_async_shared();
   named_sync(DQ_GROUP, 128);
-  if (first_thread) {
+  if (COUNTED && first_thread) {
+    if (FIRST == 0 && row == 0) work.share.await();
+    work.share.send(work.sums + row * D + FIRST * 64, buffer, N * 256);
+  } else if (first_thread) {
     if (DETERMINISTIC && FIRST == 0 && row == 0) await_turn(work.turn_at, work.turn.mine);
     bulk_reduce_add_f32(work.sums + row * D + FIRST * 64, buffer, N * 256);
     bulk_commit();
@@ -124,7 +127,7 @@ FAGEN_DEVICE void make_dq_pieces(DqWork &work, int row) {
 
 FAGEN_DEVICE void make_dq(const fagen_params &p, uint32_t shared) {
   const KeyBlock block = key_block(p);
-  DqWork work{shared, nullptr, nullptr, {}, 0, 0};
+  DqWork work{shared, nullptr, nullptr, {}, 0, 0, {}};
   wait_for_previous_kernel();
   barrier_wait(shared + K_FULL, 0);
   const auto ready = [&] { wait_full<STAGES_DS>(shared + DS_FULL, work.step); };

@@ -23,6 +23,18 @@ FAGEN_DEVICE float dot(const uint4 &a, const uint4 &b) {
   return sum;
 }
 
+// No key block comes to a tile that attends to nothing: its dQ is written here.
+template <class P>
+FAGEN_DEVICE void zero_dq_without_adders(const fagen_params &p, const Sequence &sequence, int batch,
+                                         int head, int m) {
+  const Range adders = adders_of(head_pattern<P>(p, batch, head), m);
+  if (adders.begin < adders.end) return;
+  constexpr int CHUNKS = HEAD_DIM / 8;
+  const int rows = min_of(BLOCK_M, sequence.seqlen_q() - m * BLOCK_M);
+  for (int i = threadIdx.x; i < rows * CHUNKS; i += ENDS_THREADS)
+    row_of(sequence, p.dq, head, m * BLOCK_M + i / CHUNKS)[i % CHUNKS] = make_uint4(0, 0, 0, 0);
+}
+
 // delta = rowsum(dO * O) - dLSE, the log-sum-exp in base 2, and zeros where dQ will be summed.
 // A row that attends to nothing, or past the end, gets +inf: its probabilities come out as zero.
 FAGEN_DEVICE void preprocess(const fagen_params &p) {
@@ -36,13 +48,18 @@ FAGEN_DEVICE void preprocess(const fagen_params &p) {
   const int lane = threadIdx.x % LANES;
   const int tile = tile_index(p, batch, head, m);
 
-  float4 *const sums = reinterpret_cast<float4 *>(dq_tile(p, tile));
+  if constexpr (COUNTED) {
+    if (threadIdx.x < DQ_SENDERS) *turn_at(p, tile, threadIdx.x) = FIRST_COUNT;
+    zero_dq_without_adders<Pattern>(p, sequence, batch, head, m);
+  } else {
+    float4 *const sums = reinterpret_cast<float4 *>(dq_tile(p, tile));
 #pragma unroll 4
-  for (int i = threadIdx.x; i < DQ_TILE_FLOATS / 4; i += ENDS_THREADS)
-    sums[i] = make_float4(0.f, 0.f, 0.f, 0.f);
-  if (DETERMINISTIC && threadIdx.x < DQ_SENDERS)
-    *turn_at(p, tile, threadIdx.x) =
-        first_turn(head_pattern<Pattern>(p, batch, head), m);
+    for (int i = threadIdx.x; i < DQ_TILE_FLOATS / 4; i += ENDS_THREADS)
+      sums[i] = make_float4(0.f, 0.f, 0.f, 0.f);
+    if (DETERMINISTIC && threadIdx.x < DQ_SENDERS)
+      *turn_at(p, tile, threadIdx.x) =
+          first_turn(head_pattern<Pattern>(p, batch, head), m);
+  }
 
 #pragma unroll
   for (int first = 0; first < BLOCK_M; first += ROWS) {

@@ -11,10 +11,11 @@ FAGEN_DEVICE KeyBlock key_block(const fagen_params &p) {
   const int wide = heads_per_section(p), section = tile / (wide * blocks);
   const int inside = tile - section * wide * blocks, width = min_of(wide, heads - section * wide);
   const int head = section * wide + inside % width;
+  const int n = FALLING ? blocks - 1 - inside / width : inside / width;
   if constexpr (VARLEN) {
-    const Slot slot = kv_slot(p, BLOCK_N, inside / width, 0);
+    const Slot slot = kv_slot(p, BLOCK_N, n, 0);
     return {uniform(slot.tile), uniform(head), uniform(slot.batch)};
   } else {
-    return {uniform(inside / width), uniform(head % p.kv_heads), uniform(head / p.kv_heads)};
+    return {uniform(n), uniform(head % p.kv_heads), uniform(head / p.kv_heads)};
   }
 }

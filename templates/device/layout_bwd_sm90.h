@@ -34,6 +34,14 @@ template <class P>
 concept OneRun = IntervalPattern<P> && !HeadPattern<P> && !(DETERMINISTIC && DataPattern<P>);
 constexpr bool NOTED = !OneRun<Pattern>;
 
+// Turns: the key block that sees a query tile first, under a causal mask the last one, goes first.
+constexpr bool FALLING = DETERMINISTIC && !NOTED;
+// Counts: key blocks begin with the queries opposite to them, so that each finds other tiles untouched
+// and other tiles complete, and has its share of the work that this is.
+constexpr bool COUNTED = SUMS == Sums::counted;
+constexpr bool STAGGERED = COUNTED && !DETERMINISTIC;
+static_assert(!COUNTED || OWN_DQ, "a warpgroup that makes all of dQ has the time to count");
+
 // How dQ, BLOCK_M x D, is cut. A piece is one accumulator, 64 rows by DQ_COLUMNS; with lockstep and
 // delayed each consumer makes one, its own dQ warpgroup makes them all. Transposed pieces hold
 // 64 dims by queries, for block_m that is not a multiple of 64.
@@ -83,7 +91,9 @@ constexpr int K_FULL = P_EMPTY + 8 * STAGES_P, V_FULL = K_FULL + 8;
 // STAGES_DS more; it is written STAGES_Q steps ahead of them.
 constexpr int NOTES = 8, AT_NOTES = V_FULL + 8;
 static_assert(STAGES_Q + max_of(STAGES_DS, 2) <= NOTES);
-constexpr int SHARED_BYTES = AT_NOTES + (NOTED ? 8 * NOTES : 0);
+// What the first thread of a dQ warpgroup tells the others.
+constexpr int AT_TOLD = AT_NOTES + (NOTED ? 8 * NOTES : 0);
+constexpr int SHARED_BYTES = AT_TOLD + (COUNTED ? 16 : 0);
 
 // Named barriers; those with a warpgroup's number added are one per consumer.
 enum Named { EVERY_CONSUMER = 1, DQ_STAGED = 2, DQ_SENT = 4, OUTPUT = 6, DQ_GROUP = 8 };

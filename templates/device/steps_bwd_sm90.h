@@ -66,9 +66,19 @@ FAGEN_DEVICE void find_steps(const fagen_params &p, const KeyBlock &block, F vis
   const int first = block.kv_head * group_size(p), end = first + group_size(p);
 #pragma unroll 1
   for (int head = first; head < end; head++) {
-    int tile = tile_index(p, block.batch, head, span.begin);
+    if constexpr (STAGGERED) {
+      const int first_tile = tile_index(p, block.batch, head, 0);
+      int m = span.start;
 #pragma unroll 1
-    for (int m = span.begin; m < span.end; m++) visit(head, m, tile++, true);
+      for (int left = span.end - span.begin; left > 0; left--) {
+        visit(head, m, first_tile + m, true);
+        if (++m == span.end) m = span.begin;
+      }
+    } else {
+      int tile = tile_index(p, block.batch, head, span.begin);
+#pragma unroll 1
+      for (int m = span.begin; m < span.end; m++) visit(head, m, tile++, true);
+    }
   }
 }
 
@@ -133,7 +143,7 @@ struct WalkOf<P> {
         n(block.n),
         span(query_span<P>(p, block)),
         count((span.end - span.begin) * group_size(p)),
-        m(span.begin) {}
+        m(span.start) {}
   FAGEN_DEVICE bool more() const { return c < count; }
   FAGEN_DEVICE void advance() {
     c++;

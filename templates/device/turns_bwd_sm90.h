@@ -10,8 +10,18 @@ FAGEN_DEVICE int *turn_at(const fagen_params &p, int tile, int sender) {
   return static_cast<int *>(p.work[2]) + static_cast<int64_t>(tile) * DQ_SENDERS + sender;
 }
 
+// The key blocks that see a query tile, where they are one run.
+template <class P>
+FAGEN_DEVICE Range adders_of(const P &pattern, int m) {
+  const int q0 = m * BLOCK_M;
+  const Range keys = pattern.keys(q0, min_of(q0 + BLOCK_M, pattern.seqlen_q));
+  const int begin = keys.begin / BLOCK_N;
+  return {begin, keys.begin < keys.end ? tiles_of(keys.end, BLOCK_N) : begin};
+}
+
 // A query tile's turn is the number of the key block that may add to it next; where key blocks of
-// a tile are one run, counted from its first. No turn waits for a CTA that starts later.
+// a tile are one run, how many have done so, from the last on. No turn waits for a CTA that starts
+// later (key_block).
 struct Turn {
   int mine, pass;  // what to wait for, and what to add when done
 };
@@ -21,8 +31,7 @@ FAGEN_DEVICE Turn turn_of(const P &pattern, int n, int m) {
 }
 template <OneRun P>
 FAGEN_DEVICE Turn turn_of(const P &pattern, int n, int m) {
-  const int q0 = m * BLOCK_M;
-  return {n - pattern.keys(q0, min_of(q0 + BLOCK_M, pattern.seqlen_q)).begin / BLOCK_N, 1};
+  return {adders_of(pattern, m).end - 1 - n, 1};
 }
 FAGEN_DEVICE int first_turn(const Pattern &pattern, int m) {
   return NOTED ? next_key_block(pattern, m, 0) : 0;

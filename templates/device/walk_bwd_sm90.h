@@ -11,9 +11,9 @@ struct KeyBlock {
 };
 
 // Where the query tiles are one run: begin..end-1 touch the keys; those in full_begin..full_end-1
-// need no mask.
+// need no mask. They are walked from `start` on, and round to it again.
 struct Span {
-  int begin, end, full_begin, full_end;
+  int begin, end, full_begin, full_end, start;
   FAGEN_DEVICE bool masked(int m) const { return m < full_begin || m >= full_end; }
 };
 
@@ -58,6 +58,11 @@ FAGEN_DEVICE Span query_span(const fagen_params &p, const KeyBlock &block) {
   span.full_begin = tiles_of(all.begin, BLOCK_M);
   span.full_end = all.end >= pattern.seqlen_q ? span.end : all.end / BLOCK_M;
   if (k1 < k0 + BLOCK_N) span.full_begin = span.end;  // keys past the end need the mask everywhere
+  span.start = span.begin;
+  if constexpr (STAGGERED) {
+    const int opposite = block.n * tiles_of(pattern.seqlen_q, BLOCK_M) / tiles_of(pattern.seqlen_kv, BLOCK_N);
+    span.start = max_of(span.begin, min_of(opposite, span.end - 1));
+  }
   return span;
 }
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -85,6 +86,39 @@ def test_sparse_defaults_compile_without_spills_or_advice(builder: Builder) -> N
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         assert [text for text in pool.map(trouble, SPARSE_SAMPLE) if text] == []
+
+
+# The dQ warpgroup also counts and finishes: all widths of pieces, and what else wants registers.
+COUNTED = [
+    ("bwd-bf16-d64-causal", {"block_m": 128, "p_fp32": False}),
+    ("bwd-fp16-d64-dense", {"dq_columns": 128}),
+    ("bwd-bf16-d64-window128x64+deterministic", {"block_m": 128, "p_fp32": False}),
+    ("bwd-bf16-d128-causal", {"stages_ds": 1, "stages_dq": 1, "p_fp32": False}),
+    ("bwd-fp16-d128-window1024+deterministic", {}),
+    ("bwd-bf16-d96-dense+varlen", {}),
+    ("bwd-fp16-d80-prefix512", {"p_fp32": False}),
+    ("bwd-bf16-d256-causal+deterministic", {}),
+]
+
+
+@pytest.mark.parametrize(("slug", "knobs"), COUNTED)
+def test_counted_sums_compile_without_spills_or_advice(
+    builder: Builder, slug: str, knobs: dict[str, Any]
+) -> None:
+    own = {"dq": "own", "sums": "counted", "block_m": 64, "dq_columns": 64}
+    candidate = _default(slug).with_config(**{**own, **knobs})
+    assert [rule.says for rule in FAMILY.broken_rules(candidate)] == []
+    binary = builder.build(candidate, Renderer(paths.templates()).render(candidate))
+    assert (binary.spill_bytes, binary.advice) == (0, ())
+    assert binary.registers == 65536 // candidate.config.threads // 8 * 8
+
+
+def test_counted_sums_need_no_kernel_behind() -> None:
+    candidate = _default("bwd-bf16-d128-causal").with_config(dq="own", sums="counted")
+    plan = BWD.plan(candidate)
+    assert [step.symbol for step in plan.steps] == ["bwd_pre", "bwd_main"]
+    assert len(plan.regions) == 3
+    assert "\nbwd_post(" not in Renderer(paths.templates()).render(candidate).text
 
 
 def test_a_wide_tile_is_converted_in_more_than_48_kib(builder: Builder) -> None:

@@ -132,6 +132,7 @@ BACKWARD_CASES = {
     case("b1-h2x1-s1x129", scale=0.3, dlse=True): {"late": 0, "sms": 1},
     case("b1-h2-s161x290", "falling"): {"late": 1, "seed": 2},
 }
+COUNTED = {"sums": "counted", "dq": "own", "block_m": 64}
 BACKWARD: tuple[Row, ...] = (
     ("bwd-bf16-d64-dense", {}),
     ("bwd-fp16-d64-causal", {"block_m": 80, "dq": "delayed", "stages_ds": 3}),
@@ -146,6 +147,17 @@ BACKWARD: tuple[Row, ...] = (
     ("bwd-fp16-d192x128-window3+deterministic", {}),
     ("bwd-bf16-d24x72-dense", {"roles": "split", "dq": "own", "block_m": 128,
                                "dq_columns": 128, "overlap": False}),
+    # Key blocks count who came, the first stores, the last converts.
+    ("bwd-bf16-d64-dense", {**COUNTED, "block_m": 128, "p_fp32": False, "dq_columns": 128}),
+    ("bwd-fp16-d64-causal", COUNTED),
+    ("bwd-bf16-d128-causal", {**COUNTED, "stages_ds": 1, "stages_dq": 1, "p_fp32": False}),
+    ("bwd-bf16-d128-dense", {**COUNTED, "stages_ds": 1, "p_fp32": False}),
+    ("bwd-fp16-d256-causal", {"sums": "counted"}),
+    ("bwd-bf16-d80-window128", COUNTED),
+    ("bwd-fp16-d40-causal-topleft", {**COUNTED, "block_m": 128}),
+    ("bwd-bf16-d64-causal+deterministic", COUNTED),
+    ("bwd-bf16-d64-dense+deterministic", {**COUNTED, "block_m": 128, "p_fp32": False}),
+    ("bwd-bf16-d64-prefix100", COUNTED),
     # One run of tiles, but no band; then patterns whose tiles are looked for.
     ("bwd-bf16-d64-blockdiag100-causal", {"dq": "delayed", "stages_ds": 3}),
     ("bwd-fp16-d72-prefix100", {}),
@@ -181,6 +193,7 @@ PACKED: tuple[Row, ...] = (
     ("bwd-fp16-d128-window20x5+varlen", {}),
     ("bwd-bf16-d64-longformer-w64-g20+deterministic+varlen", {"dq": "own", "block_m": 64}),
     ("bwd-bf16-d256-dense+varlen", {}),
+    ("bwd-fp16-d64-window20x5+varlen", COUNTED),
 )
 
 
@@ -243,6 +256,7 @@ def test_deterministic_whatever_the_order(
 
 # --- what is wrong is noticed --------------------------------------------------------------------
 
+COUNTED_DENSE: Row = ("bwd-bf16-d64-dense", COUNTED)
 BLIND: tuple[tuple[str, Row, Edit], ...] = (
     ("a stage is read before it is full", ("fwd-bf16-d64-dense", {}),
      ("barrier_wait(shared.v_full(v.stage), v.parity);", ";")),
@@ -305,6 +319,14 @@ BLIND: tuple[tuple[str, Row, Edit], ...] = (
      ("bwd-bf16-d64-dilated-w1-d200-causal+deterministic",
       {"dq": "own", "block_m": 64, "stages_dq": 1, "stages_ds": 1}),
      ("next_key_block(pattern, m, n + 1) - n", "1")),
+    ("a count before what was stored has landed", COUNTED_DENSE,
+     ("        bulk_wait<0>();\n        complete |=", "        complete |=")),
+    ("a count before the pieces of the step before have landed", COUNTED_DENSE,
+     ("        bulk_wait<PIECES>();\n", "")),
+    ("adding to what is not stored yet", COUNTED_DENSE, ("work.share.await();", ";")),
+    ("two key blocks store", COUNTED_DENSE, ("found == 0; }", "found <= 1; }")),
+    ("dQ complete too early", COUNTED_DENSE,
+     ("return before == blocks;", "return before == 1;")),
     ("a lane releases what others still read",
      ("bwd-bf16-d256-dense", {"stages_q": 2, "stages_do": 1}),
      ("    fence_async_shared();\n    __syncwarp();\n", "    fence_async_shared();\n")),
@@ -318,7 +340,7 @@ def test_a_broken_kernel_is_noticed(
     emulator: Emulator, checker: Checker, row: Row, edit: Edit
 ) -> None:
     cases = [case("b1-h2x1-s193x257", inputs) for inputs in ("normal", "huge_first")]
-    modes = [{"late": n % 2, "seed": n // 2, "sms": 1} for n in range(24)]
+    modes = [{"late": n % 2, "seed": n // 2, "sms": 1 + n // 8} for n in range(24)]
 
     def under_every_mode() -> None:
         for mode in modes:

@@ -52,6 +52,8 @@ T atomicAdd(T *at, T more) {
   return before;
 }
 template <class T>
+T __ldcg(const T *from) { return *from; }
+template <class T>
 T atomicOr(T *at, T bits) {
   const T before = *at;
   *at |= bits;
@@ -162,6 +164,14 @@ void ld_acquire_gpu_global_s32(T &value, const T *from) {
   value = static_cast<T>(machine::load_acquire(from));
 }
 inline void red_release_gpu_global_add_s32(int *to, int more) { *to += more; }
+inline void atom_acq_rel_gpu_global_add_s32(int &before, int *at, int more) {
+  before = atomicAdd(at, more);
+}
+inline void atom_acquire_gpu_global_cas_b32(int &before, int *at, int expected, int wanted) {
+  before = *at;
+  if (before == expected) *at = wanted;
+  machine::may_switch();  // others find it claimed before it is kept
+}
 template <class T, int N>
 void load_shared(T *const (&to)[N], uint32_t from) {
   const char *bytes = machine::shared_at(from, sizeof(T) * N);
@@ -172,6 +182,13 @@ void store_shared(uint32_t to, T *const (&from)[N]) {
   char *bytes = machine::shared_at(to, sizeof(T) * N);
   for (int i = 0; i < N; i++) memcpy(bytes + i * sizeof(T), from[i], sizeof(T));
   machine::wrote_shared(to, sizeof(T) * N);
+}
+inline void ld_shared_b32(int &to, uint32_t from) {
+  memcpy(&to, machine::shared_at(from, 4), 4);
+}
+inline void st_shared_b32(uint32_t to, int x) {
+  memcpy(machine::shared_at(to, 4), &x, 4);
+  machine::wrote_shared(to, 4);
 }
 inline void ld_shared_v2_f32(float *const (&to)[2], uint32_t from) { load_shared(to, from); }
 inline void ld_shared_v2_b32(int *const (&to)[2], uint32_t from) { load_shared(to, from); }
@@ -232,6 +249,9 @@ inline void cp_async_bulk_shared__cluster_global_mbarrier__complete_tx__bytes(
 inline void cp_reduce_async_bulk_global_shared__cta_bulk_group_add_f32(void *to, uint32_t from,
                                                                        int bytes) {
   machine::reduce_floats(to, from, bytes);
+}
+inline void cp_async_bulk_global_shared__cta_bulk_group(void *to, uint32_t from, int bytes) {
+  machine::store_floats(to, from, bytes);
 }
 inline void cp_async_bulk_commit_group() { machine::bulk_commit(); }
 inline void cp_async_bulk_wait_group_read(int pending) { machine::bulk_wait(pending, true); }

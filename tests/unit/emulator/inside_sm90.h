@@ -29,7 +29,7 @@ struct Wait {
 
 struct Chain;  // accumulators in flight
 struct Copy {  // a bulk store or reduction
-  bool box;
+  enum { BOX, STORE, REDUCE } kind;
   Map map;
   int at[4];
   float *to;

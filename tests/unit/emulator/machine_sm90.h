@@ -81,6 +81,7 @@ void barrier_wait(uint32_t barrier, uint32_t parity);
 void load_box(uint32_t to, const Map &map, const int (&at)[4], uint32_t barrier);
 void load_bytes(uint32_t to, const void *from, int bytes, uint32_t barrier);
 void store_box(const Map &map, const int (&at)[4], uint32_t from);
+void store_floats(void *to, uint32_t from, int bytes);
 void reduce_floats(void *to, uint32_t from, int bytes);
 void bulk_commit();
 void bulk_wait(int pending, bool only_read);

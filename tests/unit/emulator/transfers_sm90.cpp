@@ -73,11 +73,12 @@ void load_bytes(uint32_t to, const void *from, int bytes, uint32_t barrier) {
 
 static void read_copy(Block &block, Copy &copy) {
   if (!copy.read.empty()) return;
+  static const char *const names[] = {"a TMA store", "a bulk store", "a bulk reduction"};
   copy.read.resize(copy.bytes);
-  const int swizzle = copy.box ? copy.map.swizzle : 0;
+  const int swizzle = copy.kind == Copy::BOX ? copy.map.swizzle : 0;
   for (int i = 0; i < copy.bytes; i += 16) {
     const uint32_t at = swizzled(copy.from + i, swizzle);
-    if (async_may_read(block, at, copy.box ? "a TMA store" : "a bulk reduction"))
+    if (async_may_read(block, at, names[copy.kind]))
       memcpy(copy.read.data() + i, shared_of(block, at, 16), 16);
     else
       memset(copy.read.data() + i, 0xff, 16);
@@ -87,10 +88,12 @@ static void read_copy(Block &block, Copy &copy) {
 void write_copy(Copy &copy) {
   if (copy.written) return;
   copy.written = true;
-  if (copy.box)
+  if (copy.kind == Copy::BOX)
     each_piece(copy.map, copy.at, [&](int offset, char *p, int real) {
       if (p) memcpy(p, copy.read.data() + offset, real);
     });
+  else if (copy.kind == Copy::STORE)
+    memcpy(copy.to, copy.read.data(), copy.bytes);
   else
     for (int i = 0; i < copy.bytes / 4; i++)
       copy.to[i] += reinterpret_cast<const float *>(copy.read.data())[i];
@@ -106,14 +109,16 @@ static void start(Copy copy) {
 
 void store_box(const Map &map, const int (&at)[4], uint32_t from) {
   check_box(map, from);
-  start({true, map, {at[0], at[1], at[2], at[3]}, nullptr, from, map.box_rows * map.box_dim * 2, {}, false});
+  start({Copy::BOX, map, {at[0], at[1], at[2], at[3]}, nullptr, from, map.box_rows * map.box_dim * 2, {}, false});
 }
 
-void reduce_floats(void *to, uint32_t from, int bytes) {
+static void start_bulk(decltype(Copy::kind) kind, void *to, uint32_t from, int bytes) {
   if (from % 16 || bytes % 16 || reinterpret_cast<uintptr_t>(to) % 16)
-    fail("a bulk reduction of %d bytes from %u to %p: not multiples of 16", bytes, from, to);
-  start({false, {}, {}, static_cast<float *>(to), from, bytes, {}, false});
+    fail("a bulk copy of %d bytes from %u to %p: not multiples of 16", bytes, from, to);
+  start({kind, {}, {}, static_cast<float *>(to), from, bytes, {}, false});
 }
+void store_floats(void *to, uint32_t from, int bytes) { start_bulk(Copy::STORE, to, from, bytes); }
+void reduce_floats(void *to, uint32_t from, int bytes) { start_bulk(Copy::REDUCE, to, from, bytes); }
 
 void bulk_commit() { self->copies.emplace_back(); }
 
