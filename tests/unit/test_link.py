@@ -583,6 +583,25 @@ def test_every_driver_call(fake: Path) -> None:
     assert "select 0 -3 -3 -3" in said  # device 1 is 9.1, 2 does not exist, -1 is the host
 
 
+def test_a_counter_is_zeroed_by_a_kernel_that_the_forward_overlaps(
+    fake: Path, tmp_path: Path
+) -> None:
+    from fagen.families.sm90 import SM90
+
+    forward = SM90.default(Problem.parse("fwd-bf16-d64-causal"), H200)
+    assert forward.config.schedule == "dynamic"
+    image = fake / "forward"
+    image.mkdir()
+    part = replace(cuda_part(image / "image.cubin"), candidate=forward)
+    said = ask(link([part], image / "lib.so"))
+    attention, zero = sorted({line for line in said if line.startswith("launch")})
+    assert zero.startswith("launch fwd_zero grid 1 1 1 block 32 1 1 shared 0 stream 77 overlap 0 ")
+    assert attention.startswith("launch fwd grid 24 1 1 block 640 1 1 ")
+    assert " overlap 61 work 10000 " in attention
+    assert [line for line in said if line.startswith("zero")] == []  # no memset
+    assert "workspace 256" in said
+
+
 def test_one_library_for_several_machines(fake: Path, cache: Path) -> None:
     """The nearest GPU of the right capability; on the host the most of what this CPU has."""
     folder = fake / "several"
