@@ -22,6 +22,7 @@ from optuna.trial import TrialState
 
 from fagen.errors import StoreError
 from fagen.ledger import News, Proposal, Record
+from fagen.studies import study_of
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -100,7 +101,7 @@ class Study:
             knob: optuna.distributions.CategoricalDistribution(choices)
             for knob, choices in knobs.items()
         }
-        self._study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
+        self._study = study_of(storage, name, self._space)
         if about and ABOUT not in self._study.user_attrs:
             self._study.set_user_attr(ABOUT, dict(about))
         before = self._study.get_trials(deepcopy=False)

@@ -55,6 +55,31 @@ def test_asking_telling_and_pruning(tmp_path: Path) -> None:
     assert [r["n"] for r in reopened(tmp_path / "a.journal")] == [1, 2]
 
 
+@pytest.mark.parametrize(("knobs", "kept"), [
+    (KNOBS, [0, 1, 2, 3, 4, 5]),
+    ({"tile": (32, 48, 64, 128), "turns": (False, True)}, [0, 1, 2, 3, 4, 5]),  # a new choice
+    ({"tile": (64, 128), "turns": (False, True)}, [1, 2, 4, 5]),  # one that is no more
+    ({**KNOBS, "order": ("up", "down")}, [0, 1, 2, 3, 4, 5]),  # a new knob
+    ({"tile": (32, 64, 128)}, [0, 1, 2, 3, 4, 5]),  # a knob that is no more
+    ({"tile": (32, 64)}, []),  # and other choices of what is left: those were other points
+])
+def test_a_search_goes_on_when_a_knob_has_other_choices(
+    tmp_path: Path, knobs: dict[str, Any], kept: list[int]
+) -> None:
+    path = tmp_path / "a.journal"
+    fill(path, 6)
+    with Journal(path) as held:
+        before = held.study("f", knobs, 0, {"what": "tiles"})
+        assert [record["n"] for record in before.records] == kept
+        for _ in range(12):  # beyond what is proposed at random
+            proposal = before.ask()
+            assert set(proposal.knobs) == set(knobs)
+            assert all(proposal.knobs[knob] in choices for knob, choices in knobs.items())
+            before.tell(proposal, 1.0, {"n": 9})
+    with Journal(path) as held:
+        assert [r["n"] for r in held.study("f", knobs, 0).records] == [*kept, *[9] * 12]
+
+
 def test_proposals_of_a_search_that_died_are_withdrawn(tmp_path: Path) -> None:
     path = tmp_path / "a.journal"
     with Journal(path) as held:
