@@ -135,6 +135,17 @@ def test_tests_are_counted(tmp_path: Path) -> None:
         "tests": {"passed": 1, "failed": 1, "skipped": 1}, "failures": ["a::c"]}
 
 
+def test_tests_that_were_all_skipped_prove_nothing(steps: Path, tmp_path: Path) -> None:
+    junit = tmp_path / "junit.xml"
+    junit.write_text('<testsuite><testcase name="a"><skipped/></testcase></testsuite>')
+    steps.write_text(json.dumps([{"step": "idle", "proves": "x", "minutes": 1,
+                                  "run": [f"cp {junit} {{here}}/junit.xml"]}]))
+    for _ in range(2):  # nor is it remembered as done
+        ran = run(tmp_path)
+        assert ran.returncode == 1
+        assert re.search(r"idle +all skipped .* 1 skipped", ran.stdout)
+
+
 @pytest.mark.parametrize(("text", "says"), [
     (TOY + TOY, "two steps have one name"),
     (TOY.replace("[fa3]", "[luck]"), "needs luck, which nobody knows"),
