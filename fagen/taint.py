@@ -34,7 +34,9 @@ _ALERT = 4  # times as often while it is disturbed, and until
 _CALM = 8  # looks were good
 _TRIES = 3  # so often one candidate is timed again
 _STAYS_S = 30.0  # what lasts so long is there to stay
-_PAUSE_S = 1.0  # between looks in the end
+_PAUSE_S = 1.0  # between looks in the end;
+_WAITS = 0.4  # of all time may be spent so
+_RERUNS = 4  # of heats, in all
 _BEST = 16  # are timed again after a step
 
 
@@ -117,6 +119,7 @@ class Guard(Generic[K]):
         self._slow: list[Look] = []  # since the last good one
         self._slow_from = self._next = 0.0
         self._calm = _CALM  # good looks in a row
+        self._waited, self._reruns = 0.0, 0
         self.looks, self.seconds = 0, 0.0  # of the reference
         self.thrown_away = 0  # timings
 
@@ -146,31 +149,41 @@ class Guard(Generic[K]):
 
     def finish(self) -> None:
         """The same in the end, and some patience until the device is as it was."""
-        now = time.monotonic()
-        until = min(self._until, now + min(_STAYS_S, now - self._begin))
         if self._since or self._owed:
             self.check()
-        while self._owed and time.monotonic() < until:
-            time.sleep(_PAUSE_S)
+        begin = time.monotonic()
+        while self._owed and self._pause(begin):
             self.check()
 
     def undisturbed(self, run: Callable[[], T], what: str) -> T:
         """Run when the reference is fine, and again, a few times, when it was not afterwards."""
-        for left in reversed(range(_TRIES)):
+        while True:
             self._wait()
             result, look = run(), self._sure()
-            if look is None or not self._usual.is_slow(look) or not left:
-                break
+            slow = look is not None and self._usual.is_slow(look)
+            if look is None or not slow or self._reruns >= _RERUNS:
+                return result
+            self._reruns += 1
             self.thrown_away += 1
             self._say(f"{self._says(look)}; {what} is run again")
-        return result
 
     def _wait(self) -> None:
-        """For a good look; but no longer than all has taken so far."""
+        """For a good look, but not for ever: what lasts is taken as it is."""
+        begin, look = time.monotonic(), self._sure()
+        while look and self._usual.is_slow(look) and self._pause(begin):
+            look = self._sure()
+        if look and (self._usual.is_slow(look) or self._usual.is_fast(look)):
+            self._usual.begin_again(look)
+
+    def _pause(self, begin: float) -> bool:
+        """A moment, while there is patience left."""
         now = time.monotonic()
-        until = min(self._until, now + min(_STAYS_S, now - self._begin))
-        while (look := self._sure()) and self._usual.is_slow(look) and time.monotonic() < until:
-            time.sleep(_PAUSE_S)
+        patient = now - begin < _STAYS_S and self._waited < _WAITS * (now - self._begin)
+        if not patient or now >= self._until:
+            return False
+        self._waited += _PAUSE_S
+        time.sleep(_PAUSE_S)
+        return True
 
     def _anew(self, key: K) -> None:
         self._times[key] += 1
@@ -232,7 +245,7 @@ class Guard(Generic[K]):
         self._usual.begin_again(look)
         for known in (self._here, self._since, self._crowded, self._slow):
             known.clear()
-        chosen = list(self._best(before))[:_BEST]
+        chosen = [key for key in self._best(before)[:_BEST] if self._times[key] < _TRIES]
         self._say(f"the reference takes {change:+.0%} from now on; {_candidates(len(chosen))} "
                   "timed again, the best before, to be compared with what comes")
         for key in chosen:

@@ -326,7 +326,7 @@ def test_a_neighbour_half_of_the_time_changes_no_winner(
 
 
 def test_a_heat_of_the_final_lap_that_was_disturbed_is_run_again(clock: Clock) -> None:
-    world = World(clock, lambda t: 1.5 if 12 < t < 20 else 1.0)
+    world = World(clock, lambda t: 1.5 if 12 < t < 17 else 1.0)
     world.run(20)
     heats: list[float] = []
 
