@@ -6,17 +6,20 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from fagen import devices, paths
 from fagen.build import Builder, Cache
+from fagen.call import Call
+from fagen.cases import of_workload
 from fagen.families import FAMILIES, families_for, family_named
 from fagen.families.base import Space
-from fagen.model import Candidate, Measurement, Problem, Workload
+from fagen.library import Library
+from fagen.model import Candidate, Failure, Problem, Workload
 from fagen.pool import Pool
 from fagen.render import Renderer
+from fagen.workbench import Workbench
 from tests.recorded import FOLDER
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -29,9 +32,10 @@ def main() -> None:
     parser.add_argument("--workload", type=Workload.parse, required=True)
     parser.add_argument("--gpu", help="as for fagen tune")
     parser.add_argument("--family")
-    parser.add_argument("--fix", action="append", default=[], metavar="KNOB=VALUE")
-    parser.add_argument("--seconds", type=float, default=0.3, help="of timing for every point")
-    parser.add_argument("--passes", type=int, default=3, help="over all points; the least counts")
+    parser.add_argument("--fix", action="append", default=[], metavar="KNOB=VALUE[,VALUE]...")
+    parser.add_argument("--calls", type=int, default=20, help="of a point in each pass")
+    parser.add_argument("--passes", type=int, default=20, help="over all points")
+    parser.add_argument("--threads", type=int, default=0, help="of a kernel on the host; 0: all")
     given = parser.parse_args()
     device = devices.pick(given.gpu)
     family = (
@@ -39,24 +43,23 @@ def main() -> None:
         else families_for(given.problem, device.target, FAMILIES)[0]
     )
     space = Space(given.problem, device.target, family)
-    fixed = dict(pair.split("=", 1) for pair in given.fix)
-    points = [c for c in space.legal() if _matches(c, fixed)]
+    knobs = _kept(space, given.fix)
+    points = [c for c in space.legal()
+              if all(getattr(c.config, name) in choices for name, choices in knobs.items())]
     print(f"{len(points)} points of {family.name}", file=sys.stderr)
     with TemporaryDirectory() as scratch, Pool(
         Builder(Cache(paths.cache())), Renderer(paths.templates()), device,
         jobs=len(os.sched_getaffinity(0)), scratch=Path(scratch),
     ) as pool:
-        us = _least([
-            dict(_measured(pool, points, given.workload, given.seconds))
-            for _ in range(given.passes)
-        ])
-    knobs = {n: [c for c in choices if n not in fixed or str(c).lower() == fixed[n].lower()]
-             for n, choices in space.knobs().items()}
+        libraries = {point: _verified(pool, points, at) for at, point in enumerate(points)}
+        us = _least(libraries, device.name, given)
     default = family.default(given.problem, device.target)
     default = default if default in us else min(us, key=lambda c: us[c] or 1e30)
     path = FOLDER / f"{device.target.name}-{given.problem}.json"
     path.write_text(json.dumps({
         "problem": str(given.problem), "workload": str(given.workload), "family": family.name,
+        "recorded": f"the least of {given.calls} calls in each of {given.passes} passes over all "
+                    f"points, {given.threads or 'all'} threads, warm caches",
         "target": device.target.name, "kind": device.target.kind, "knobs": knobs,
         "default": list(vars(default.config).values()),
         "us": {_ranks(c, knobs): value for c, value in us.items()},
@@ -64,8 +67,14 @@ def main() -> None:
     print(path)
 
 
-def _matches(candidate: Candidate, fixed: dict[str, str]) -> bool:
-    return all(str(getattr(candidate.config, k)).lower() == v.lower() for k, v in fixed.items())
+def _kept(space: Space, fix: list[str]) -> dict[str, list[object]]:
+    """The choices of every knob that are to be recorded."""
+    fixed = {name: values.lower().split(",") for name, _, values in
+             (pair.partition("=") for pair in fix)}
+    return {
+        name: [c for c in choices if name not in fixed or str(c).lower() in fixed[name]]
+        for name, choices in space.knobs().items()
+    }
 
 
 def _ranks(candidate: Candidate, knobs: dict[str, list[object]]) -> str:
@@ -73,25 +82,36 @@ def _ranks(candidate: Candidate, knobs: dict[str, list[object]]) -> str:
                    for name, choices in knobs.items())
 
 
+def _verified(pool: Pool, points: list[Candidate], at: int) -> Path | None:
+    """The library of a point; None where it fails."""
+    pool.prepare(points[at : at + _AHEAD])
+    built, verdict = pool.build(points[at]), pool.verify(points[at])
+    fell = isinstance(verdict, Failure)
+    print(f"{at + 1}/{len(points)} {verdict.reason if fell else 'right'} {points[at]}",
+          file=sys.stderr)
+    return None if fell or isinstance(built, Failure) else built.library
+
+
 def _least(
-    passes: list[dict[Candidate, float | None]]
+    libraries: dict[Candidate, Path | None], device: str, given: argparse.Namespace
 ) -> dict[Candidate, float | None]:
-    """Other load makes a point slower in one pass, and rarely in all; a failure is final."""
-    taken = {point: [one[point] for one in passes] for point in passes[0]}
-    return {
-        point: None if None in us else min(filter(None, us)) for point, us in taken.items()
+    """Passes over all points: other load makes calls slower, and hardly all calls of a point. A
+    failure is final."""
+    bench = Workbench(device, given.threads, lambda stage, what: None)
+    case = of_workload(given.workload)
+    inputs = dict(bench.checker.prepared(given.problem, case).inputs)
+    calls = {
+        point: Call.bind(Library.load(str(path)), given.problem, case, inputs, device,
+                         bench.threads)
+        for point, path in libraries.items() if path
     }
-
-
-def _measured(
-    pool: Pool, points: list[Candidate], workload: Workload, seconds: float
-) -> Iterable[tuple[Candidate, float | None]]:
-    for at, candidate in enumerate(points):
-        pool.prepare(points[at : at + _AHEAD])
-        outcome = pool.measure(candidate, workload, seconds)
-        us = round(outcome.median_us, 2) if isinstance(outcome, Measurement) else None
-        print(f"{at + 1}/{len(points)} {us} {candidate}", file=sys.stderr)
-        yield candidate, us
+    us: dict[Candidate, float | None] = dict.fromkeys(libraries)
+    for number in range(given.passes):
+        for point, call in calls.items():
+            least = min(bench.timer.once([call] * given.calls))
+            us[point] = round(min(least, us[point] or least), 2)
+        print(f"pass {number + 1} of {given.passes}", file=sys.stderr)
+    return us
 
 
 if __name__ == "__main__":
