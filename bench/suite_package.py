@@ -73,8 +73,8 @@ def main() -> int:
     def made(asked: tuple[Problem, Workload]) -> Shipped | str:
         problem, workload = asked
         chosen, origin = kernel(problem, workload, target, store)
-        source = renderer.render(chosen)
         try:
+            source = renderer.render(chosen)
             binary = builder.build(chosen, source, allow_spills=True, timeout=600)
         except FagenError as error:
             return f"{problem} {workload}: {error.message}"

@@ -67,7 +67,7 @@ def without_stale(
         raise StoreError(
             f"{len(stale)} of {len(given)} entries are stale; {entry.problem} {entry.workload} on "
             f"{entry.target.name}: {reason}",
-            f"fagen tune {slugs}, or pass --allow-stale",
+            f"fagen refresh where only the text changed, else fagen tune {slugs}, or --allow-stale",
         )
     return fresh, tuple(k.entry for k in given if id(k) in stale)
 

@@ -54,7 +54,8 @@ def test_ones_own_and_stale_is_refused() -> None:
     with pytest.raises(StoreError, match="1 of 2 entries are stale; fwd-bf16-d64-dense b1-h2-s64 "
                                          "on h200: the source changed") as caught:
         without_stale(given, gone(mine))
-    assert caught.value.hint == "fagen tune fwd-bf16-d64-dense, or pass --allow-stale"
+    assert caught.value.hint == ("fagen refresh where only the text changed, else fagen tune "
+                                 "fwd-bf16-d64-dense, or --allow-stale")
 
 
 def test_nothing_left_of_what_was_asked_for_by_name_is_refused() -> None:
