@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fagen.errors import UsageError
 from fagen.packing import draw
-from fagen.patterns import Pattern, parse_pattern
+from fagen.patterns import Mix, Pattern, parse_pattern
 
 if TYPE_CHECKING:
     from fagen.families.base import Family
@@ -54,11 +54,14 @@ class Problem:
         if "varlen" in self.features and self.pattern.is_data:
             raise UsageError(f"{self.pattern} is not served for packed sequences",
                              "documents say the same without +varlen")
+        if "varlen" in self.features and isinstance(self.pattern, Mix):
+            raise UsageError(f"{self.pattern} is not served for packed sequences",
+                             "one pattern for all heads is")
         object.__setattr__(self, "features", tuple(sorted(set(self.features))))
 
     _SLUG = re.compile(
         r"(?P<op>[a-z]+)-(?P<dtype>[a-z0-9]+)-d(?P<d>\d{1,9})(?:x(?P<dv>\d{1,9}))?"
-        r"(?:-(?P<pattern>[a-z0-9-]+))?(?P<features>(?:\+[a-z]+)*)",
+        r"(?:-(?P<pattern>[a-z0-9_-]+))?(?P<features>(?:\+[a-z]+)*)",
         re.ASCII,
     )
 
@@ -200,8 +203,8 @@ class Workload:
     def kept(self, problem: Problem) -> int:
         """Score elements that the pattern keeps, over all heads."""
         lengths = Counter(self.of(problem).lengths())
-        count = problem.pattern.drawn_with(self.density).count_kept
-        return self.heads * sum(n * count(q, kv) for (q, kv), n in lengths.items() if q and kv)
+        count = problem.pattern.drawn_with(self.density).count_heads
+        return sum(n * count(self.heads, q, kv) for (q, kv), n in lengths.items() if q and kv)
 
     def scores(self, problem: Problem) -> int:
         """All of them."""

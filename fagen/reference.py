@@ -20,7 +20,7 @@ from fagen.cases import Case
 from fagen.inputs import DTYPES, Buffer
 from fagen.masks import Drawn, drawn
 from fagen.model import Problem
-from fagen.patterns import StaticPattern
+from fagen.patterns import Mix, StaticPattern
 from fagen.pieces import Group, Pieces
 
 TILE_ROWS = 64
@@ -84,7 +84,17 @@ class DataMask:
         return ~self.drawn.keeps(self.group, self.heads, rows, self.device)
 
 
-AnyMask = Mask | DataMask
+@dataclass(frozen=True)
+class HeadMasks:
+    """Of query heads that follow different patterns."""
+
+    heads: tuple[Mask, ...]
+
+    def drops(self, rows: slice) -> Tensor:
+        return torch.stack([mask.drops(rows) for mask in self.heads])
+
+
+AnyMask = Mask | DataMask | HeadMasks
 
 
 def row_chunks(group: int, seqlen_q: int, seqlen_kv: int) -> list[slice]:
@@ -205,8 +215,13 @@ class Solver:
         device = str(self.inputs["q"].raw.device)
         if self.drawn is not None:
             return DataMask(self.drawn, group, self.pieces.heads, device)
+        lengths = self.pieces.lengths(group)
+        if isinstance(self.pattern, Mix):
+            first = group[1] * self.pieces.heads
+            heads = map(self.pattern.of_head, range(first, first + self.pieces.heads))
+            return HeadMasks(tuple(Mask(pattern, *lengths, device) for pattern in heads))
         assert isinstance(self.pattern, StaticPattern)
-        return Mask(self.pattern, *self.pieces.lengths(group), device)
+        return Mask(self.pattern, *lengths, device)
 
     def forward(
         self, group: Group, arithmetic: Arithmetic

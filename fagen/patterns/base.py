@@ -55,6 +55,11 @@ class Pattern(ABC):
     def cpp(self) -> str:
         """The C++ type, as the header spells it."""
 
+    @property
+    def headers(self) -> tuple[str, ...]:
+        """All that a kernel includes for it."""
+        return (self.header,)
+
     @abstractmethod
     def kept(self, q: Any, seqlen_q: int, seqlen_kv: int) -> Any:
         """Some rows of the boolean matrix: those of the queries q."""
@@ -62,6 +67,10 @@ class Pattern(ABC):
     @abstractmethod
     def count_kept(self, seqlen_q: int, seqlen_kv: int) -> int:
         """How many (q, k) stay; quick at any length."""
+
+    def count_heads(self, heads: int, seqlen_q: int, seqlen_kv: int) -> int:
+        """The same for the first query heads of a batch."""
+        return heads * self.count_kept(seqlen_q, seqlen_kv)
 
     @property
     @abstractmethod

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from fagen.errors import UsageError
 from fagen.patterns import user
-from fagen.patterns.base import Pattern
+from fagen.patterns.base import Pattern, StaticPattern
 from fagen.patterns.blocks import BigBird, Butterfly
 from fagen.patterns.data import BlockLists, Documents
+from fagen.patterns.mix import Mix, Share
 from fagen.patterns.parts import Dilated, Fixed, Longformer, Strided
 from fagen.patterns.runs import (
     CAUSAL,
@@ -83,6 +84,21 @@ def _blocks(match: re.Match[str]) -> Pattern:
     return BlockLists(bool(match[3]), block_q=sizes[0], block_kv=sizes[1])
 
 
+def _mix(slug: str) -> Pattern:
+    shares, heads = [], 1
+    for word in slug.split("_")[1:]:
+        if word.isdecimal():
+            heads = int(word)
+            continue
+        pattern = parse_pattern(word)
+        if not isinstance(pattern, StaticPattern):
+            raise UsageError(f"{word} comes with the call and cannot be mixed",
+                             "a mask of the call may differ from head to head by itself")
+        shares.append(Share(heads, pattern))
+        heads = 1
+    return Mix(tuple(shares))
+
+
 _N, _C = r"(\d{1,9})", "(-causal)?"
 
 PATTERNS: tuple[PatternRow, ...] = (
@@ -117,6 +133,9 @@ PATTERNS: tuple[PatternRow, ...] = (
                "blocks of B queries by BKV keys (B) that each call lists"),
     PatternRow("documents[-causal]", f"documents{_C}", lambda m: Documents(bool(m[1])), Documents,
                "a run of keys per query that each call gives: packed documents"),
+    PatternRow("mix_[N_]PATTERN_[N_]PATTERN...", r"mix(?:_(?:[1-9]\d?_)?[a-z][a-z0-9-]*){2,16}",
+               lambda m: _mix(m[0]), Mix,
+               "heads in turns, round after round: N (1) of the one, N of the next, ..."),
 )
 
 

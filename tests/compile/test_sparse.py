@@ -22,6 +22,7 @@ SLUGS = (
     "bigbird-w128-g32-r64-seed7", "bigbird-w96-g64-r128-b32-seed1-causal", "butterfly-b128",
     "butterfly-b64-causal",
 )
+MIXED = ("mix_longformer-w256-g64_2_butterfly-b128_dense",)
 OF_THE_CALL = ("blocks128", "blocks32-causal", "documents", "documents-causal")
 TARGETS = ("a100", "a10", "l4", "rtx5090")  # sm_80, 86, 89, 120
 KINDS = ("fwd-bf16-d64", "fwd-fp16-d128", "fwd-bf16-d256", "bwd-bf16-d64", "bwd-fp16-d128",
@@ -35,17 +36,17 @@ def candidates() -> list[Candidate]:
         SM80.default(Problem.parse(f"{kind}-{slug}"), Target.known(next(targets)))
         for slug in SLUGS for kind in KINDS
     ]
-    # Masks of the call read alike whatever their blocks: every kind with two of the four.
+    # Masks of the call, and mixes, compile much alike: every kind with half of them.
     chosen += [
         SM80.default(Problem.parse(f"{kind}-{slug}"), Target.known(next(targets)))
-        for i, slug in enumerate(OF_THE_CALL) for kind in KINDS[i % 2 :: 2]
+        for i, slug in enumerate(OF_THE_CALL + MIXED) for kind in KINDS[i % 2 :: 2]
     ]
     more = [f"bwd-bf16-d{dim}-{slug}+deterministic" for dim in (64, 128) for slug in SLUGS[::3]]
     return chosen + [SM80.default(Problem.parse(slug), Target.known("a100")) for slug in more]
 
 
 def test_every_kind_of_pattern_is_in_the_sample() -> None:
-    kinds = {type(parse_pattern(slug)) for slug in SLUGS + OF_THE_CALL}
+    kinds = {type(parse_pattern(slug)) for slug in SLUGS + OF_THE_CALL + MIXED}
     assert kinds == {row.kind for row in PATTERNS} - {Band}
 
 

@@ -23,6 +23,7 @@ NAMED = (
     "prefix100", "blockdiag48", "blockdiag100-causal", "dilated-w5-d7", "strided-s24-causal",
     "fixed-s32-c4-causal", "longformer-w40-g8", "bigbird-w16-g8-r64-seed7", "butterfly-b16-causal",
     "blocks16x48-causal", "blocks64", "documents", "documents-causal",
+    "mix_2_window33x20_causal_longformer-w40-g8",
 )
 RANDOM_CONFIGS = 6
 DRAWS = 2000

@@ -31,6 +31,7 @@ from fagen.build import Builder, Cache
 from fagen.emit import Shipped, emit
 from fagen.link import Part, find_cc
 from fagen.model import Entry, Measurement, Source, Workload
+from fagen.patterns import parse_pattern
 from tests.unit import toykernel
 from tests.unit.imported import imported
 
@@ -42,7 +43,9 @@ BANDS = tuple(
     for op, feature in (("fwd", ""), ("bwd", ""), ("bwd", "+deterministic"))
     if not (dims == "d16x8" and (pattern == "window3" or feature))
 )
-SLUGS = (*BANDS, "fwd-fp32-d8-longformer-w1-g2", "bwd-fp32-d8-longformer-w1-g2")
+MIX = "mix_2_causal_longformer-w1-g2"
+SLUGS = (*BANDS, "fwd-fp32-d8-longformer-w1-g2", "bwd-fp32-d8-longformer-w1-g2",
+         f"fwd-fp32-d8-{MIX}", f"bwd-fp32-d8-{MIX}")
 
 
 def _shipped(slug: str, target: str = "") -> Shipped:
@@ -305,6 +308,19 @@ def test_a_named_pattern(package: Any) -> None:
         package.attention(*given, pattern="butterfly-b64")
     with pytest.raises(package.NoKernel, match="torch cannot compute the pattern butterfly-b64"):
         package.attention(*given, pattern="butterfly-b64", fallback="sdpa")
+
+
+def test_heads_that_follow_different_patterns(package: Any) -> None:
+    given = tensors(grad=True)
+    heads, rows, keys = given[0].shape[1], given[0].shape[2], given[1].shape[2]
+    members = [parse_pattern(slug).mask(rows, keys) for slug in ("causal", "longformer-w1-g2")]
+    mask = torch.stack([torch.from_numpy(members[h % 3 == 2]) for h in range(heads)])
+    out = package.attention(*given, pattern=MIX)
+    expected = formula(*given, mask, 8**-0.5)[0]
+    close(out, expected)
+    for x, y in zip(torch.autograd.grad(out.sum(), given),
+                    torch.autograd.grad(expected.sum(), given), strict=True):
+        close(x, y.double())
 
 
 def test_merge(package: Any) -> None:

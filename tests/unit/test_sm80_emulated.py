@@ -24,6 +24,7 @@ from fagen.families.sm80 import SM80  # noqa: E402
 from fagen.library import Params, View  # noqa: E402
 from fagen.masks import drawn, point  # noqa: E402
 from fagen.model import Candidate, Problem, Target, Workload  # noqa: E402
+from fagen.patterns import Mix  # noqa: E402
 from fagen.pieces import Pieces  # noqa: E402
 from fagen.render import Renderer, symbol  # noqa: E402
 
@@ -100,6 +101,9 @@ def kept(problem: Problem, case: Case) -> Any:
         return torch.block_diag(*(
             torch.from_numpy(problem.pattern.mask(*n)).int() for n in w.lengths()
         )).bool().expand(1, w.heads, w.total_q, w.total_kv)
+    if isinstance(problem.pattern, Mix):
+        members = map(problem.pattern.of_head, range(w.heads))
+        return torch.stack([torch.from_numpy(p.mask(*whole[2:])) for p in members]).expand(whole)
     if mask is None:
         return torch.from_numpy(problem.pattern.mask(*whole[2:])).expand(whole)
     group = w.heads // w.kv_heads

@@ -174,6 +174,9 @@ BACKWARD: tuple[Row, ...] = (
     ("bwd-bf16-d128-blocks128+deterministic", {}),
     ("bwd-fp16-d64-documents", {"dq": "own", "block_m": 64}),
     ("bwd-bf16-d64-documents-causal+deterministic", {}),
+    # Heads of one group that follow different patterns.
+    ("bwd-bf16-d64-mix_window20x5_2_butterfly-b48_causal", {}),
+    ("bwd-fp16-d40-mix_causal_strided-s40-causal+deterministic", {"dq": "own", "block_m": 64}),
 )
 
 

@@ -16,6 +16,7 @@ SMALL_BACKWARD = {"block_m": 32, "block_n": 32, "warps": 4, "kv_warps": 2, "dq_w
 Case = tuple[str, str, dict[str, Any]]
 
 FORWARD: tuple[Case, ...] = (
+    ("fwd-bf16-d64-mix_window20x5_longformer-w20-g8_causal", "b1-h4x2-s77x131", SMALL_FORWARD),
     ("fwd-bf16-d64-blocks16x48-causal", "b2-h4x2-s150x231", SMALL_FORWARD),
     ("fwd-fp16-d40-blocks64", "b1-h2x1-s177x331", {**SMALL_FORWARD, "stages": 3}),
     ("fwd-bf16-d64-blocks32x16", "b1-h2x1-s77x750", {}),
@@ -32,6 +33,8 @@ FORWARD: tuple[Case, ...] = (
     ("fwd-bf16-d24-dilated-w5-d40", "b1-h2x1-s160x190", {**SMALL_FORWARD, "stages": 3}),
 )
 BACKWARD: tuple[Case, ...] = (
+    ("bwd-bf16-d64-mix_window20x5_2_butterfly-b16_causal", "b1-h4x2-s131x77", SMALL_BACKWARD),
+    ("bwd-fp16-d40-mix_dense_2_fixed-s32-c4+deterministic", "b1-h4x1-s77x131", SMALL_BACKWARD),
     ("bwd-bf16-d64-blocks16x48-causal", "b2-h4x2-s150x231", SMALL_BACKWARD),
     ("bwd-fp16-d40-blocks64+deterministic", "b1-h2x1-s177x331",
      {"block_m": 16, "block_n": 32, "warps": 2, "kv_warps": 2, "dq_warps": 1, "stages": 1}),

@@ -46,6 +46,7 @@ FORWARD: tuple[Row, ...] = (
     ("fwd-bf16-d64-blocks32", {}),
     ("fwd-fp16-d40-blocks64x16-causal", {"softmax": "anchored", "schedule": "snake"}),
     ("fwd-bf16-d128-documents", {"softmax": "anchored"}),
+    ("fwd-bf16-d64-mix_window20x5_longformer-w20-g8_causal", {"block_n": 64}),
 )
 
 

@@ -143,7 +143,7 @@ def source(c: Candidate) -> Source:
         text = (paths.templates() / header).read_text()
         return re.sub(r'#include "(.*)"', lambda match: text_of(match[1]), text)
 
-    headers = (c.problem.pattern.header, "device/host.h", "device/sequence.h")
+    headers = (*c.problem.pattern.headers, "device/host.h", "device/sequence.h")
     body = BODY % {
         "head_dim": c.problem.head_dim,
         "head_dim_v": c.problem.head_dim_v,

@@ -14,7 +14,7 @@ from .selection import DTYPES, UNBOUNDED, Pattern
 
 _LAYOUTS = ("bhsd", "bshd")
 _FALLBACKS = (None, "sdpa", "fastest")
-_NAME = re.compile(r"[a-z0-9-]{1,100}")
+_NAME = re.compile(r"[a-z0-9_-]{1,200}")
 _WINDOW = re.compile(r"window(\d{1,9})(?:x(\d{1,9}))?", re.ASCII)
 OF_THE_CALL = re.compile(r"(?:blocks(\d+)(?:x(\d+))?|documents)(-causal)?", re.ASCII)
 _BANDS = {
