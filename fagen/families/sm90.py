@@ -120,15 +120,18 @@ def _others(c: Candidate) -> int:
     pattern, config = c.problem.pattern, c.config
     cuts_left = not isinstance(pattern, Band) or pattern.left != UNBOUNDED
     half = config.warpgroups == 1 and config.ctas_per_sm == 2
-    return 44 if not _counted(c.problem) or (half and cuts_left) else 28
+    if not _counted(c.problem) or (half and cuts_left):
+        return 44
+    return 32 if config.softmax == "anchored" and config.block_n > 96 else 28
 
 
 FORWARD_RULES = (
     HALVES,
     Rule("Q, the K and V stages and the staged O fit shared memory", _fits),
     Rule(
-        "scores, probabilities and output leave a consumer thread 28 registers, or 44 where rows "
-        "are no runs of keys, or packed, or cut on the left by one warpgroup with half of an SM",
+        "scores, probabilities and output leave a consumer thread 28 registers, 32 if anchored "
+        "with more than 96 keys, 44 where rows are no runs of keys, or packed, or cut on the left "
+        "by one warpgroup with half of an SM",
         lambda c: c.config.accumulators(c.problem) + _others(c) <= c.config.registers(c.problem),
     ),
     Rule(

@@ -128,6 +128,14 @@ def test_one_warpgroup_with_half_of_an_sm_has_no_room_for_192_keys_under_a_windo
         assert any("half of an SM" in rule.says for rule in broken) != allowed
 
 
+def test_an_anchor_for_112_keys_wants_more_registers_than_three_warpgroups_leave() -> None:
+    knobs = {"warpgroups": 3, "block_n": 112, "stages": 2}
+    for softmax, allowed in (("anchored", False), ("lazy", True), ("exact", True)):
+        candidate = default("fwd-bf16-d96-causal").with_config(**knobs, softmax=softmax)
+        broken = SM90.broken_rules(candidate)
+        assert any("anchored" in rule.says for rule in broken) != allowed
+
+
 def test_source_asserts_the_shared_memory_of_the_plan(builder: Builder) -> None:
     candidate = default("fwd-bf16-d64-dense")
     plan = SM90.kernel("fwd").plan(candidate)
