@@ -117,6 +117,7 @@ def entry(slug: str, target: Target = V3, workload: str = "b1-h2-s64", **knobs: 
 def test_which_kernels_must_repeat() -> None:
     entries = [entry("fwd-bf16-d64-causal", H200), entry("bwd-bf16-d64-causal", H200),
                entry("fwd-fp32-d16-dense")]
+    entries.append(replace(entries[0], config={"no_such_knob": 1}))
     steady = ["bwd-bf16-d64-causal+deterministic"]
     found = list(repeat.kernels(entries, H200, steady, Workload.parse("b1-h1-s128")))
     assert [(str(k.problem), str(w)) for k, w in found] == [
