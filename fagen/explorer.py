@@ -174,7 +174,7 @@ class Explorer:
         lane = self.lane(planned.candidate)
         lane.planned.discard(planned.candidate)
         lane.left[planned.candidate] = None
-        lane.study.withdraw(planned.proposal)
+        lane.study.give_up(planned.proposal)
 
     def lane(self, candidate: Candidate) -> Lane:
         return self.lanes[candidate.family.name]

@@ -158,6 +158,9 @@ class Study:
             with disk(self._path):
                 self._study.tell(proposal.trial, state=TrialState.FAIL)
 
+    def give_up(self, proposal: Proposal) -> None:
+        self.withdraw(proposal)
+
 
 def mirror(where: str, name: str, knobs: Mapping[str, Sequence[Any]], seed: int) -> Study:
     """A study in memory: the sampler's view of what is kept elsewhere."""

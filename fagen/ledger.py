@@ -48,7 +48,11 @@ class Study(Protocol):
         self, proposal: Proposal, score: float | None, record: Record | None = None
     ) -> None: ...
 
-    def withdraw(self, proposal: Proposal) -> None: ...
+    def withdraw(self, proposal: Proposal) -> None:
+        """It was not claimed, and says nothing about its point."""
+
+    def give_up(self, proposal: Proposal) -> None:
+        """It was claimed and will not be tried: others may have it."""
 
     def news(self) -> News: ...
 

@@ -85,6 +85,10 @@ class SharedStudy:
             self._outbox.put(letter(self._board, key, proposal.knobs, record))
 
     def withdraw(self, proposal: Proposal) -> None:
+        """The sampler may propose what we hold already: that claim stands."""
+        self._mirror.withdraw(proposal)
+
+    def give_up(self, proposal: Proposal) -> None:
         self._mirror.withdraw(proposal)
         self._board.release(key_of(proposal.knobs))
 

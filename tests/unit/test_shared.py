@@ -180,6 +180,20 @@ def shared(storage: Storage, folder: Path, sources: str = "1", fresh: bool = Fal
     return Shared(storage, "problem@1", folder / "outbox", {"sources": sources}, fresh)
 
 
+def test_a_proposal_that_repeats_what_we_hold_gives_nothing_up(url: str, tmp_path: Path) -> None:
+    storages = [Storage(url, PACE, lambda text: None) for _ in range(2)]
+    with shared(storages[0], tmp_path / "a") as a, shared(storages[1], tmp_path / "b") as b:
+        mine, others = a.study("f", KNOBS, 0), b.study("f", KNOBS, 0)
+        held = Proposal({"tile": 32})
+        assert mine.claim(held)
+        mine.withdraw(Proposal({"tile": 32}))  # the sampler's, once more
+        assert not others.claim(held)
+        mine.give_up(held)
+        time.sleep(2 * PACE.look)
+        others.news()
+        assert others.claim(held)
+
+
 @fault("a shared storage goes away", "said; results are kept in a file and told when it is back")
 def test_results_are_kept_here_and_told_later(url: str, tmp_path: Path) -> None:
     switch = Switch(url)
@@ -329,7 +343,7 @@ def test_two_workers_share_the_trials_and_store_the_same_entry(url: str, tmp_pat
         thread.join()
     first, second = (set(pool.measured) for pool in pools)
     assert not first & second
-    assert len(first | second) == 30
+    assert 30 <= len(first | second) <= 31  # two that claim at once may go one beyond
     assert min(len(first), len(second)) > 2
     assert entries[0] == entries[1]
     assert [bool(pool.lapped) for pool in pools].count(True) == 1  # one final lap for all
