@@ -51,7 +51,7 @@ demo: $(STAMP)
 
 test: check
 	$(PY) -m pytest --complete tests/unit tests/conformance tests/faults tests/gpu
-	$(PY) -m pytest --complete -n auto --dist loadfile tests/compile
+	$(PY) -m pytest --complete -n auto --dist loadfile tests/emulated tests/compile
 
 check: $(STAMP)
 	$(PY) -m ruff check .

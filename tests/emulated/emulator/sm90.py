@@ -19,7 +19,7 @@ from fagen.families.base import Plan, TensorMap
 from fagen.library import Params, View
 from fagen.model import Candidate, Workload
 from fagen.render import Renderer
-from tests.unit.emulator.ptx_sm90 import translate
+from tests.emulated.emulator.ptx_sm90 import translate
 
 HERE = Path(__file__).parent
 PARTS = ("machine_sm90", "barriers_sm90", "transfers_sm90", "wgmma_sm90")

@@ -16,9 +16,9 @@ from fagen.families.base import Space
 from fagen.families.sm90 import SM90
 from fagen.model import Problem
 from fagen.verify import Checker
-from tests.unit import test_sm90_emulated as machine
-from tests.unit.emulator.sm90 import Edit, Emulator
-from tests.unit.test_sm90_emulated import H200, Row, candidate_of, case, check, name
+from tests.emulated import test_sm90_emulated as machine
+from tests.emulated.emulator.sm90 import Edit, Emulator
+from tests.emulated.test_sm90_emulated import H200, Row, candidate_of, case, check, name
 
 pytestmark = machine.pytestmark
 emulator, checker = machine.emulator, machine.checker

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from tests.unit.test_sm80_emulated import Emulator, check
+from tests.emulated.test_sm80_emulated import Emulator, check
 
 SMALL_FORWARD = {"block_m": 32, "block_n": 16, "warps": 2}
 SMALL_BACKWARD = {"block_m": 32, "block_n": 32, "warps": 4, "kv_warps": 2, "dq_warps": 2}

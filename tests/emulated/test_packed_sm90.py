@@ -11,9 +11,9 @@ from fagen.cases import short_list  # noqa: E402
 from fagen.errors import RunError, WrongResult  # noqa: E402
 from fagen.model import Problem  # noqa: E402
 from fagen.verify import Checker  # noqa: E402
-from tests.unit import test_sm90_emulated as machine  # noqa: E402
-from tests.unit.emulator.sm90 import Edit, Emulator  # noqa: E402
-from tests.unit.test_sm90_emulated import Row, candidate_of, case, check, name  # noqa: E402
+from tests.emulated import test_sm90_emulated as machine  # noqa: E402
+from tests.emulated.emulator.sm90 import Edit, Emulator  # noqa: E402
+from tests.emulated.test_sm90_emulated import Row, candidate_of, case, check, name  # noqa: E402
 
 pytestmark = machine.pytestmark
 emulator, checker = machine.emulator, machine.checker

@@ -27,8 +27,8 @@ from fagen.inputs import copied  # noqa: E402
 from fagen.model import Candidate, Problem, Target, Workload  # noqa: E402
 from fagen.pieces import Pieces  # noqa: E402
 from fagen.verify import Checker  # noqa: E402
-from tests.unit.emulator.ptx_sm90 import translate  # noqa: E402
-from tests.unit.emulator.sm90 import Edit, Emulator  # noqa: E402
+from tests.emulated.emulator.ptx_sm90 import translate  # noqa: E402
+from tests.emulated.emulator.sm90 import Edit, Emulator  # noqa: E402
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 H200 = Target.known("h200")
