@@ -4,7 +4,7 @@
 
 A question lists problems, workloads and configs; each config changes some knobs of the family's
 default. Every (problem, workload) is one lap of all configs in one process. What was answered is
-written after every lap, so that a lease which ends early loses nothing. `fagen tune` searches the
+written after every lap, so that an early end loses nothing. `fagen tune` searches the
 whole space; this answers in minutes where a default stands, and whether kernels pass at all.
 """
 
@@ -93,7 +93,7 @@ def main() -> None:
     laps = [lap for lap in read(given.questions, Target.known(given.target))
             if given.only in str(lap.field[0].problem)]
     answers: list[dict[str, Any]] = []
-    # A hung kernel must not eat the lease: short deadlines.
+    # A hung kernel must not eat the time: short deadlines.
     limits = Limits(build=120.0, start=120.0, prepare=60.0, run=10.0, time=15.0)
     builder, renderer = Builder(Cache(paths.cache())), Renderer(paths.templates())
     with (

@@ -171,7 +171,7 @@ def commands(step: evidence.Step) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
-def test_a_step_fits_into_a_short_lease_and_names_what_is_there(step: evidence.Step) -> None:
+def test_a_step_is_short_and_names_what_is_there(step: evidence.Step) -> None:
     assert 0 < step.minutes <= 8
     assert step.run
     for words in commands(step):
