@@ -157,7 +157,9 @@ class Config:
     def register_budget(self, problem: Problem) -> int:
         """The most that compiled without spills under what setmaxnreg grants."""
         if not self.own_dq:
-            return 208
+            # Of masks of the call the loading warp keeps more, which consumers then lack.
+            short = problem.pattern.is_data and (self.dq == "lockstep" or bool(problem.features))
+            return 196 if short else 208
         granted = 208 if self.dq_columns == 64 else 192
         if self.roles == "split":
             return granted - (24 if _sparse(problem) else 16)
