@@ -39,11 +39,6 @@ def _sparse(problem: Problem) -> bool:
     return noted(problem) or problem.pattern.is_data
 
 
-def _countable(problem: Problem) -> bool:
-    """Does every key block between the first and the last that a query tile sees, see it too?"""
-    return problem.pattern.interval and not problem.pattern.is_data
-
-
 @dataclass(frozen=True)
 class Config:
     """Who computes what, the tile, and the depths in shared memory."""
@@ -228,7 +223,7 @@ _RULES = (
          lambda c: c.config.roles == "rows" or c.config.p_fp32),
     Rule("key blocks are counted by a dQ warpgroup, where each query tile has one run of them, "
          "known beforehand",
-         lambda c: not c.config.counted or (c.config.own_dq and _countable(c.problem))),
+         lambda c: not c.config.counted or (c.config.own_dq and not _sparse(c.problem))),
     Rule("the accumulators fit in registers",
          lambda c: not c.config.dq_cut(c.problem)
          or c.config.registers(c.problem) <= c.config.register_budget(c.problem)),

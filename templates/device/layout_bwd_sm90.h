@@ -27,6 +27,9 @@ constexpr int FIRST_CONSUMER = OWN_DQ ? 2 : 1;
 constexpr int THREADS = 128 * (FIRST_CONSUMER + CONSUMERS);
 
 #include "device/registers_bwd_sm90.h"
+static_assert(PRODUCER_REGISTERS + (OWN_DQ ? DQ_REGISTERS : 0) + CONSUMERS * CONSUMER_REGISTERS <=
+                  (FIRST_CONSUMER + CONSUMERS) * (65536 / THREADS / 8 * 8),
+              "setmaxnreg would wait for registers that the launch does not bring");
 
 // Do all roles count along one run of query tiles? Not where heads differ. Runs that are data may
 // have gaps, which a tile of queries and a block of keys see differently: turns need one view.

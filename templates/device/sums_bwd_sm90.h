@@ -47,9 +47,8 @@ struct Share {
     if constexpr (DETERMINISTIC) {
       await_turn(count, 1 + turn);
     } else if (found == 1) {
-      int now;
-      do asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(now) : "l"(count) : "memory");
-      while (now < 2);
+      while (turn_now(count) < 2) {
+      }
     }
   }
   FAGEN_DEVICE void send(float *to, uint32_t from, int bytes) const {

@@ -36,9 +36,14 @@ FAGEN_DEVICE Turn turn_of(const P &pattern, int n, int m) {
 FAGEN_DEVICE int first_turn(const Pattern &pattern, int m) {
   return NOTED ? next_key_block(pattern, m, 0) : 0;
 }
+FAGEN_DEVICE int turn_now(const int *turn) {
+  int now;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(now) : "l"(turn) : "memory");
+  return now;
+}
 FAGEN_DEVICE void await_turn(const int *turn, int mine) {
   int now;
-  do asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(now) : "l"(turn) : "memory");
+  do now = turn_now(turn);
   while (now != mine);
 }
 FAGEN_DEVICE void pass_turn(int *turn, int more) {

@@ -26,9 +26,8 @@ SLUGS = ("blocks16", "blocks16-causal", "blocks48x16", "blocks16x80-causal", "bl
          "documents")
 EVERY = tuple(map(parse_pattern, SLUGS))
 
-HARNESS = """
-#include "patterns/lists.h"
-#include "patterns/documents.h"
+# What a pattern made from the parameters of a call says of elements and tiles.
+ASK = """
 template <class P> void ask(const fagen_params *params, int batch, int first_head, int after,
                             int count, const int (*tiles)[4], int (*out)[4], unsigned char *kept) {
   static_assert(TilePattern<P> && DataPattern<P> && IntervalPattern<P> == P::interval);
@@ -45,6 +44,11 @@ template <class P> void ask(const fagen_params *params, int batch, int first_hea
       out[i][3] = p.key_bits(q0, k0 / 16 * 16) << 16 | p.query_bits(k0, q0 / 16 * 16);
   }
 }
+"""
+HARNESS = """
+#include "patterns/lists.h"
+#include "patterns/documents.h"
+""" + ASK + """
 extern "C" void ask_any(int pattern, const fagen_params *p, int batch, int head, int after,
                         int count, const int (*tiles)[4], int (*out)[4], unsigned char *kept) {
   switch (pattern) {

@@ -22,7 +22,7 @@ from fagen.patterns import CAUSAL, Mix, parse_pattern
 from fagen.pieces import Pieces
 from fagen.reference import Solver
 from tests.unit.harness import compiled
-from tests.unit.test_data_patterns import agree
+from tests.unit.test_data_patterns import ASK, agree
 from tests.unit.test_sparse_patterns import some_tiles
 
 SLUGS = ("mix_window20x5_2_causal", "mix_longformer-w20-g8_butterfly-b16_dense",
@@ -30,20 +30,7 @@ SLUGS = ("mix_window20x5_2_causal", "mix_longformer-w20-g8_butterfly-b16_dense",
 EVERY = tuple(map(parse_pattern, SLUGS))
 HARNESS = """
 %s
-template <class P> void ask(const fagen_params *params, int first, int after, int count,
-                            const int (*tiles)[4], int (*out)[4], unsigned char *kept) {
-  static_assert(HeadPattern<P> && BitPattern<P> && !IntervalPattern<P>);
-  const P p = head_after(pattern_of<P>(*params, 0, first), after);
-  for (int q = 0; q < params->seqlen_q; ++q)
-    for (int k = 0; k < params->seqlen_kv; ++k) *kept++ = p.keep(q, k);
-  for (int i = 0; i < count; ++i) {
-    const auto [q0, q1, k0, k1] = tiles[i];
-    out[i][0] = p.next_key(q0, q1, k0);
-    out[i][1] = p.next_query(k0, k1, q0);
-    out[i][2] = static_cast<int>(p.tile(q0, q1, k0, k1));
-    out[i][3] = p.key_bits(q0, k0 / 16 * 16) << 16 | p.query_bits(k0, q0 / 16 * 16);
-  }
-}
+""" + ASK + """
 extern "C" void ask_any(int pattern, const fagen_params *p, int first, int after, int count,
                         const int (*tiles)[4], int (*out)[4], unsigned char *kept) {
   switch (pattern) {
@@ -56,7 +43,9 @@ extern "C" void ask_any(int pattern, const fagen_params *p, int first, int after
 @functools.cache
 def library() -> ctypes.CDLL:
     headers = dict.fromkeys(header for p in EVERY for header in p.headers)
-    cases = (f"case {n}: return ask<{p.cpp}>(p, first, after, count, tiles, out, kept);\n"
+    cases = (f"case {n}: {{\n  using P = {p.cpp};\n"
+             "  static_assert(HeadPattern<P> && BitPattern<P> && !IntervalPattern<P>);\n"
+             "  return ask<P>(p, 0, first, after, count, tiles, out, kept);\n}\n"
              for n, p in enumerate(EVERY))
     return compiled(HARNESS % ("\n".join(f'#include "{h}"' for h in headers), "".join(cases)))
 
