@@ -45,3 +45,12 @@ def test_help_takes_less_than_a_fifth_of_a_second() -> None:
 
     seconds()  # compiles the modules
     assert min(seconds() for _ in range(7)) < 0.2
+
+
+def test_ctrl_c_while_it_loads_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt\n")
+    stopped = subprocess.run(
+        [sys.executable, "-m", "fagen", "--help"], capture_output=True, text=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+    )
+    assert (stopped.returncode, stopped.stderr) == (130, "interrupted\n")
