@@ -54,8 +54,9 @@ class Config:
     dq_columns: int = knob(64, 128, default=64, says="width of a piece of dQ (dq=own)")
     stages_dq: int = knob(1, 2, default=2, says="pieces of dQ on their way out (dq=own)")
     p_fp32: bool = knob(True, False, default=True, says="P stays in fp32 until dS is made")
-    order: str = knob("by_head", "heavy_first", default="by_head", enum="Order",
-                      says="heads one after the other, or the longest key blocks of several first")
+    order: str = knob("by_head", "by_section", "heavy_first", default="by_head", enum="Order",
+                      says="heads one after the other, or the longest key blocks of a few first, "
+                      "or of as many as fit the L2 cache")
     overlap: bool = knob(True, False, default=True,
                          says="each kernel may start while the one before it ends")
     sums: str = knob("zeroed", "counted", default="zeroed", enum="Sums",
@@ -235,7 +236,7 @@ _RULES = (
 
 def _preferred(problem: Problem) -> Iterator[Config]:
     """What should be fast first; later ones serve wider heads."""
-    order = "by_head" if str(problem.pattern) == "dense" else "heavy_first"
+    order = "by_head" if str(problem.pattern) == "dense" else "by_section"
     # Turns, and the places of packed sequences, leave fewer registers to the consumers.
     tight = bool(problem.features)
     if not tight:

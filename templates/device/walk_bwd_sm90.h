@@ -3,6 +3,7 @@
 #define FAGEN_WALK_BWD_SM90_H
 
 #include "device/layout_bwd_sm90.h"
+#include "device/sections_bwd_sm90.h"
 #include "device/sequence.h"
 
 // The keys BLOCK_N * n .. of one key/value head of a sequence.
@@ -30,14 +31,10 @@ FAGEN_DEVICE P head_pattern(const fagen_params &p, int batch, int head) {
   else return pattern_of<P>(p, batch, head);
 }
 
-// Heads whose queries and dQ fit in the L2 cache together are one section. Inside it the heads
-// alternate, so that the first key blocks of all of them, the longest under a causal mask, start
-// first. One head per section keeps the fewest bytes in use.
 FAGEN_DEVICE int heads_per_section(const fagen_params &p) {
   if (ORDER == Order::by_head) return 1;
-  constexpr float SECTION_BYTES = 40e6f;
-  const float head = static_cast<float>(group_size(p)) * p.seqlen_q * (2 * (D + DV) + 4 * D);
-  return max_of(1, min_of(entries(p) * p.kv_heads, static_cast<int>(SECTION_BYTES / head)));
+  const float rows = static_cast<float>(group_size(p)) * p.seqlen_q;
+  return section_of_heads(ORDER, entries(p) * p.kv_heads, rows * (2 * (D + DV) + 4 * D));
 }
 
 #include "device/key_block_bwd_sm90.h"

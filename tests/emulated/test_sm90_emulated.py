@@ -234,6 +234,15 @@ def test_a_sequence_does_not_see_the_next(
         assert torch.equal(before, after)
 
 
+@pytest.mark.parametrize("slug", ["bwd-fp16-d64-causal", "bwd-bf16-d64-causal+deterministic"])
+def test_sections_of_two_heads(emulator: Emulator, checker: Checker, slug: str) -> None:
+    """Five key/value heads are three sections, the last one narrow."""
+    row: Row = slug, {"order": "by_section"}
+    small: Edit = "Order::by_section ? 20e6f", "Order::by_section ? 400e3f"
+    cases = {case("b1-h5-s300x257"): {"late": 1, "sms": 3}, case("b3-h4x2-s193x257"): {"late": 0}}
+    check(emulator, checker, row, cases, small)
+
+
 def test_more_query_tiles_than_a_warp_asks_for_at_once(
     emulator: Emulator, checker: Checker
 ) -> None:
