@@ -63,8 +63,8 @@ class Board:
     # --- looking -------------------------------------------------------------------------------
 
     def look(self) -> None:
-        self._members.observe()
         trials = self._storage.call(lambda s: s.get_all_trials(self._study, deepcopy=False))
+        self._members.observe()  # afterwards: who has just come and claimed is known by then
         self.taken = {}
         self._numbers = {trial._trial_id: trial.number for trial in trials}
         for trial in trials:

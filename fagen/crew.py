@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO
 
 from fagen.devices import HOST, Device, GpuProbe, gpus
 from fagen.errors import SetupError
@@ -45,15 +44,13 @@ def run(
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
 ) -> dict[str, int]:
     """Run all of them to their end; exit codes by label. Ctrl-C reaches each of them once."""
-    workers = {label: _start(command) for label, command in commands.items()}
-    readers = [
-        threading.Thread(target=_pass_on, args=(label, worker.stderr, say))
-        for label, worker in workers.items()
-    ]
-    for reader in readers:
-        reader.start()
+    workers: dict[str, subprocess.Popen[str]] = {}
+    readers: list[threading.Thread] = []
     try:
-        codes = {label: worker.wait() for label, worker in workers.items()}
+        for label, command in commands.items():
+            workers[label] = _start(command)
+            readers.append(_reader(label, workers[label], say))
+        return {label: worker.wait() for label, worker in workers.items()}
     except KeyboardInterrupt:
         for worker in workers.values():
             with contextlib.suppress(ProcessLookupError):
@@ -64,7 +61,6 @@ def run(
     finally:
         for reader in readers:
             reader.join()
-    return codes
 
 
 def _start(command: Sequence[str]) -> subprocess.Popen[str]:
@@ -76,6 +72,15 @@ def _start(command: Sequence[str]) -> subprocess.Popen[str]:
     )
 
 
-def _pass_on(label: str, lines: IO[str] | None, say: Callable[[str], None]) -> None:
-    for line in lines or ():
-        say(f"[{label}] {line.rstrip()}")
+def _reader(
+    label: str, worker: subprocess.Popen[str], say: Callable[[str], None]
+) -> threading.Thread:
+    """Passes on what a worker prints, until it ends."""
+
+    def pass_on() -> None:
+        for line in worker.stderr or ():
+            say(f"[{label}] {line.rstrip()}")
+
+    thread = threading.Thread(target=pass_on)
+    thread.start()
+    return thread

@@ -30,6 +30,7 @@ class Members:
         self._storage, self._study = storage, study
         self._count = 0
         self._seen: dict[str, tuple[int, float]] = {}  # worker: its number, and since when
+        self._looked = 0.0
         self._outages = storage.outages
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
@@ -65,21 +66,32 @@ class Members:
         if self._outages != self._storage.outages:
             self._outages = self._storage.outages
             self._seen.clear()
-        now = time.monotonic()
+        self._looked = time.monotonic()
         for name, value in attributes.items():
             worker = name.removeprefix(_PREFIX)
             if name.startswith(_PREFIX) and self._seen.get(worker, (None,))[0] != value[0]:
-                self._seen[worker] = value[0], now
+                self._seen[worker] = value[0], self._looked
 
     def is_alive(self, worker: str) -> bool:
-        """As of the last look."""
+        """As of the last look: what passed since says nothing about the worker."""
         number, since = self._seen.get(worker, (_LEFT, 0.0))
-        return number != _LEFT and time.monotonic() - since < self._storage.pace.lease
+        return number != _LEFT and self._looked - since < self._storage.pace.lease
 
     def count(self) -> int:
         """Of those that seem to be there, at a first look."""
         self.observe()
         return len(self.others())
+
+    def is_anybody_here(self) -> bool:
+        """Whether another one lives: as soon as one says so, or when the leases of all are over."""
+        self.observe()
+        first = dict(self._seen)
+        while others := self.others():
+            if any(self._seen[worker] != first.get(worker) for worker in others):
+                return True
+            time.sleep(self._storage.pace.look)
+            self.observe()
+        return False
 
     def others(self) -> list[str]:
         return [w for w in self._seen if w != self.me and self.is_alive(w)]

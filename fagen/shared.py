@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import fagen
 from fagen.board import Board, key_of, study_id
@@ -21,6 +21,8 @@ from fagen.ledger import Away, Knobs, News, Proposal, Record
 from fagen.members import Members
 from fagen.outbox import Letter, Outbox
 from fagen.storage import Storage
+
+T = TypeVar("T")
 
 
 def letter(board: Board, key: str, knobs: Knobs, record: Record) -> Letter:
@@ -111,14 +113,13 @@ class Shared:
     ) -> None:
         self.storage, self.name = storage, name
         self.where = f"study {name!r} in {storage.where}"
-        self._patiently(lambda: study_id(storage, name))
         if fresh:
-            self._forget()
-        self._members = Members(storage, study_id(storage, name))
-        self._members.join()
+            self._patiently(self._forget)
+        self._members = Members(storage, self._patiently(lambda: study_id(storage, name)))
+        self._patiently(self._members.join)
         self._outbox = Outbox(outbox / f"{name}-{self._members.me}.jsonl", self._send)
-        self._boards = {name: Board(storage, name, self._members)}
         try:
+            self._boards = {name: self._patiently(lambda: Board(storage, name, self._members))}
             self._agree(dict(identity))
         except BaseException:
             self._members.leave()
@@ -130,13 +131,12 @@ class Shared:
     def salt(self) -> int:
         return int(self._members.me[:8], 16)
 
-    def _patiently(self, do: Callable[[], object]) -> None:
+    def _patiently(self, do: Callable[[], T]) -> T:
         """At the start a storage may be on its way up; a wrong address is not worth long."""
         deadline = time.monotonic() + 10 * self.storage.pace.most / 3
         while True:
             try:
-                do()
-                return
+                return do()
             except Away:
                 if time.monotonic() > deadline:
                     raise
@@ -155,15 +155,12 @@ class Shared:
     def _forget(self) -> None:
         """Delete the study, unless somebody is on it."""
         watch = Members(self.storage, study_id(self.storage, self.name))
-        watch.observe()
-        if watch.others():
-            self.storage.say(f"{self.where}: looking for {self.storage.pace.lease:g} s whether "
-                             "the workers on it are alive")
-            time.sleep(self.storage.pace.lease)
-            watch.observe()
-        if others := watch.others():
+        if watch.count():
+            self.storage.say(f"{self.where}: looking for up to {self.storage.pace.lease:g} s "
+                             "whether the workers on it are alive")
+        if watch.is_anybody_here():
             raise StoreError(
-                f"{len(others)} workers are on {self.where}", "stop them, or leave out --fresh"
+                f"another worker is on {self.where}", "stop it, or leave out --fresh"
             )
         self.storage.call(lambda s: [
             s.delete_study(study._study_id) for study in s.get_all_studies()
@@ -175,10 +172,11 @@ class Shared:
         about: Mapping[str, Any] | None = None,
     ) -> SharedStudy:
         full = f"{self.name}/{name}"
-        board = Board(self.storage, full, self._members, knobs, about)
+        board = self._patiently(lambda: Board(self.storage, full, self._members, knobs, about))
         self._boards[full] = board
         inner = mirror(full, name, knobs, seed + self.salt)
-        return SharedStudy(board, inner, self._outbox, self.storage.pace.look)
+        look_s = self.storage.pace.look
+        return self._patiently(lambda: SharedStudy(board, inner, self._outbox, look_s))
 
     def _send(self, letter: Letter) -> None:
         self._boards[letter["board"]].tell(letter["key"], letter["knobs"], letter["record"])

@@ -26,6 +26,7 @@ T = TypeVar("T")
 # How a scheme is spelled for the driver that the extra "storage" installs.
 _DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 _OUTAGES = ("OperationalError", "InterfaceError", "TimeoutError", "DisconnectionError")
+_SQLITE_TURN_S = 60.0  # its own limit of 5 s is a slow disk's flush of a few writers
 _CREATIONS = 6  # tries to create the tables: workers that start together race
 
 
@@ -117,6 +118,8 @@ def without_password(url: str) -> str:
 def _connect(url: str, where: str) -> Any:
     """Optuna's storage. The tables are created by the first worker; several may try at once."""
     options: dict[str, Any] = {"pool_pre_ping": True}
+    if url.startswith("sqlite"):  # of several hosts or a slow disk, each waits for its turn
+        options["connect_args"] = {"timeout": _SQLITE_TURN_S}
     if url.startswith("postgresql"):  # a network that fails says nothing by itself
         options["connect_args"] = {
             "connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5,

@@ -7,10 +7,12 @@ run did not run. GPU detection asks for the device file; no CUDA library is load
 from __future__ import annotations
 
 import argparse
+import signal
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from fagen.compilers import find_nvcc
 from fagen.errors import SetupError
@@ -40,6 +42,12 @@ def part(text: str) -> tuple[int, int]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # How long an example takes is no fault of the code: the machine may have other work.
+    settings.register_profile("patient", deadline=None,
+                              suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("patient")
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in the background of a script:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # children would inherit that
     config.pluginmanager.register(Completeness(config), "completeness")
 
 

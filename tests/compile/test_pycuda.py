@@ -47,7 +47,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def _compile(driver: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", COMPILE, *driver], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", COMPILE, *driver], capture_output=True, text=True, timeout=600
     )
 
 

@@ -47,7 +47,7 @@ def assemble(text: str, folder: Path) -> str:
     source.write_text(_pull_in(text, lambda name, _: (TEMPLATES / name).read_text(), "", set()))
     command = [nvcc, "-std=c++20", "-O3", "--cubin", "-arch=sm_90a", "-Xptxas", "-v",
                "-o", str(folder / "out.cubin"), str(source)]
-    made = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    made = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert made.returncode == 0, made.stderr
     return made.stderr
 

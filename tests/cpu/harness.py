@@ -35,7 +35,7 @@ class Harness:
             text = library.with_suffix(".cpp")
             text.write_text(source.text)
             subprocess.run([compilers.find_cxx(), *flags, "-Werror", "-shared", str(text), "-o",
-                            str(library)], check=True, timeout=120)
+                            str(library)], check=True, timeout=600)
         return getattr(ctypes.CDLL(str(library)), symbol(candidate))
 
     @functools.cached_property
@@ -43,7 +43,7 @@ class Harness:
         source, library = Path(__file__).with_name("team.cpp"), self.folder / "team.so"
         subprocess.run([compilers.find_cxx(), "-std=c++20", "-O2", "-shared", "-fPIC", "-pthread",
                         f"-I{paths.templates()}", str(source), "-o", str(library)],
-                       check=True, timeout=120)
+                       check=True, timeout=600)
         return ctypes.CDLL(str(library))
 
     def call(self, candidate: Candidate, tensors: dict[str, torch.Tensor], lse: torch.Tensor,

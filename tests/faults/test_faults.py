@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -26,7 +25,8 @@ from tests.faults.table import row
 ROOT = Path(__file__).parents[2]
 
 SMALL = Workload(1, 2, 1, 70, 90)
-LIMITS = Limits(build=20.0, run=3.0, time=5.0)
+# Of what must come to an end: a machine with other work takes its time.
+PATIENT = Limits(build=600.0, start=600.0, prepare=600.0, run=600.0, time=600.0)
 
 # fault: stage, kind, and words of the reason
 EXPECTED = {
@@ -74,7 +74,7 @@ def target():
 @pytest.fixture(scope="module")
 def pool(world, target):
     folder, builder, render = world
-    with Pool(builder, render, "cpu", jobs=2, scratch=folder / "scratch", limits=LIMITS) as pool:
+    with Pool(builder, render, "cpu", jobs=2, scratch=folder / "scratch", limits=PATIENT) as pool:
         pool.prepare(candidate(target, fault=fault) for fault in ("none", *EXPECTED))
         yield pool
 
@@ -82,7 +82,10 @@ def pool(world, target):
 @pytest.mark.parametrize("fault", EXPECTED)
 def test_a_fault_is_a_failure_and_the_pool_goes_on(pool, target, fault):
     stage, kind, words = EXPECTED[fault]
-    outcome = pool.measure(candidate(target, fault=fault), SMALL, seconds=0.02)
+    with pytest.MonkeyPatch.context() as patch:
+        if fault == "hang":
+            patch.setitem(pool._worker.limits, "run", 3.0)
+        outcome = pool.measure(candidate(target, fault=fault), SMALL, seconds=0.02)
     assert isinstance(outcome, Failure)
     assert (outcome.stage, outcome.kind) == (stage, kind), outcome.reason
     assert words in outcome.reason
@@ -117,18 +120,24 @@ def test_a_measurement_waits_for_another_process_that_measures(world, target):
     folder, builder, render = world
     said: list[str] = []
     code = (
-        "import sys, time; from pathlib import Path; from fagen.lock import DeviceLock\n"
+        "import sys; from pathlib import Path; from fagen.lock import DeviceLock\n"
         "with DeviceLock(Path(sys.argv[1]), 'cpu').held():\n"
-        "    print('held', flush=True); time.sleep(2)\n"
+        "    print('held', flush=True); sys.stdin.read()\n"
     )
     command = [sys.executable, "-c", code, str(paths.locks())]
     second = folder / "second"
-    with Pool(builder, render, "cpu", jobs=1, scratch=second, on_wait=said.append) as pool:
+
+    def let_go(text: str) -> None:
+        said.append(text)
+        other.stdin.close()
+
+    with Pool(builder, render, "cpu", jobs=1, scratch=second, on_wait=let_go) as pool:
         pool.verify(candidate(target))
-        other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                 cwd=ROOT)
         assert other.stdout.readline() == "held\n"
         outcome = pool.measure(candidate(target), SMALL, seconds=0.02)
-        assert other.wait(5) == 0
+        assert other.wait() == 0
     assert isinstance(outcome, Measurement)
     assert said == [f"cpu is in use by process {other.pid} (-c {command[-1]}); waiting"]
 
@@ -164,8 +173,10 @@ def test_a_lap_leaves_out_who_fails(pool, target):
 def test_a_reference_is_timed_beside_the_candidates(pool, target):
     steady = candidate(target)
     assert isinstance(pool.measure(candidate(target, twin=1), SMALL, 0.02), Measurement)
-    looks = [pool.reference(steady, SMALL, 0.02) for _ in range(3)]
-    assert max(looks) < 20 * min(looks)
+    for _ in range(3):
+        begin = time.monotonic()
+        us = pool.reference(steady, SMALL, 0.02)
+        assert 1 < us < 1e6 * (time.monotonic() - begin)
     assert 0 <= pool.conditions.busy <= 1
     fell = pool.reference(candidate(target, fault="wrong"), SMALL, 0.02)
     assert isinstance(fell, Failure)
@@ -197,10 +208,16 @@ def test_kill_of_the_worker_in_mid_measure_is_survived(pool, target):
     good, slow = candidate(target), Workload(1, 8, 8, 500, 500)
     assert isinstance(pool.measure(good, slow, seconds=0.02), Measurement)
     pid = pool.worker_pid
-    killer = threading.Timer(1.0, os.kill, (pid, signal.SIGKILL))
-    killer.start()
-    outcome = pool.measure(good, slow, seconds=4.0)
-    killer.join()
+    line = pool._worker._line
+
+    def killing(seconds, words):
+        if words.startswith("while timing"):
+            os.kill(pid, signal.SIGKILL)
+        return line(seconds, words)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool._worker, "_line", killing)
+        outcome = pool.measure(good, slow, seconds=300.0)
     assert isinstance(outcome, Failure)
     assert (outcome.stage, outcome.kind) == ("measure", "WorkerCrashed")
     assert "SIGKILL" in outcome.reason
@@ -213,9 +230,7 @@ def test_a_compiler_that_hangs_is_killed(world, target):
     folder, builder, render = world
     limits = Limits(build=2.0)
     with Pool(builder, render, "cpu", jobs=1, scratch=folder / "hang", limits=limits) as pool:
-        start = time.monotonic()
         outcome = pool.measure(candidate(target, fault="compile_hang"), SMALL, seconds=0.02)
-    assert time.monotonic() - start < 20
     assert isinstance(outcome, Failure)
     assert (outcome.stage, outcome.kind) == ("build", "BuildError")
     assert "did not finish within 2 s" in outcome.reason

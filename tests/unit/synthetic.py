@@ -179,11 +179,26 @@ def _measurement(c: Candidate, workload: Workload, samples: list[float]) -> Meas
     )
 
 
-def main(folder: Path, seed: int, pause_s: float) -> None:
+class Stopping(FakePool):
+    """Waits for ever once so many candidates were measured."""
+
+    def __init__(self, seed: int, most: int) -> None:
+        super().__init__(seed)
+        self.most = most
+
+    def measure(
+        self, candidate: Candidate, workload: Workload, seconds: float
+    ) -> Measurement | Failure:
+        while candidate not in self.measured and len(set(self.measured)) >= self.most:
+            time.sleep(1.0)
+        return super().measure(candidate, workload, seconds)
+
+
+def main(folder: Path, seed: int, pause_s: float, most: int) -> None:
     from fagen.search import Budget, tune
     from fagen.store import Store
 
-    pool = FakePool(seed)
+    pool = Stopping(seed, most)
     pool.pause_s = pause_s
     print(os.getpid(), flush=True)
     entry = tune(
@@ -195,4 +210,4 @@ def main(folder: Path, seed: int, pause_s: float) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))

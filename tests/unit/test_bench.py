@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import selectors
 from pathlib import Path
 from typing import Any
 
@@ -191,13 +192,13 @@ def test_a_real_run_of_one_cell() -> None:
 
 @pytest.mark.parametrize(("script", "why"), [
     ("os.kill(os.getpid(), 11)", "SIGSEGV"),
-    ("time.sleep(60)", "no answer within"),
+    ("open(sys.argv[0] + '.hangs', 'w'); time.sleep(1000)", "no answer within 2 s"),
 ])
 def test_a_cell_that_takes_the_process_down_is_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, why: str
 ) -> None:
     """A stand-in child answers the first cell of its list and fails on the second."""
-    child = tmp_path / "child.py"
+    child, hangs = tmp_path / "child.py", tmp_path / "child.py.hangs"
     child.write_text(
         "import json, os, sys, time\n"
         "answers = os.fdopen(int(sys.argv[-1]), 'w', buffering=1)\n"
@@ -212,6 +213,19 @@ def test_a_cell_that_takes_the_process_down_is_recorded(
         bench.subprocess, "Popen",
         lambda command, **more: popen([command[0], str(child), command[-1]], **more),
     )
+
+    class Selector(selectors.DefaultSelector):
+        """Two seconds are over when the child has begun to hang, and not before."""
+
+        def select(self, timeout: float | None = None) -> Any:
+            assert timeout == 2.0
+            while not (ready := super().select(0.02)):
+                if hangs.exists() and not super().select(0.02):
+                    hangs.unlink()
+                    break
+            return ready
+
+    monkeypatch.setattr(bench.selectors, "DefaultSelector", Selector)
     cells = [dataclasses.replace(SMALL, batch=b) for b in (1, 2, 3)]
     result = run_suite(cells, BenchOptions(), deadline=2.0)
     assert [c["us"] for c in result["cells"]] == [{"torch": 1.0}, {}, {"torch": 1.0}]

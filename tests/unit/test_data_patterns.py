@@ -144,7 +144,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 @pytest.mark.parametrize("pattern", EVERY[:-1], ids=str)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(sq=lengths, skv=lengths, seed=seeds, holes=st.booleans())
 def test_lists_keep_what_the_mask_does_and_walk_to_it(
     pattern: BlockLists, sq: int, skv: int, seed: int, holes: bool
@@ -209,7 +209,7 @@ def column_runs(runs: Any, skv: int) -> Any:
                      np.searchsorted(runs[:, 0], k, "right")], 1)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(sq=lengths, skv=lengths, seed=seeds, kind=st.sampled_from(["documents", "any"]),
        causal=st.booleans())
 def test_documents_keep_their_runs(sq: int, skv: int, seed: int, kind: str, causal: bool) -> None:
@@ -237,7 +237,7 @@ def test_documents_keep_their_runs(sq: int, skv: int, seed: int, kind: str, caus
 # --- what fagen draws, and names -----------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(slug=st.sampled_from([*SLUGS, "documents-causal", "blocks128x48-causal"]),
        sq=st.integers(1, 300), skv=st.integers(1, 300), density=st.integers(1, 100))
 def test_a_drawn_mask_is_counted_right(slug: str, sq: int, skv: int, density: int) -> None:

@@ -319,7 +319,7 @@ def test_many_callers_at_once(library: Library) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join()
     assert wrong == []
 
 
@@ -328,7 +328,7 @@ def test_a_forked_child_has_its_own_team(library: Library) -> None:
     child = os.fork()
     if child == 0:
         os._exit(Call(1, 4, 2, 6, 6, 8).run(library, 0, threads=3))
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
@@ -340,8 +340,14 @@ def test_a_forked_child_has_its_own_team(library: Library) -> None:
     pytest.fail("the child hangs")
 
 
-def _thread_count() -> int:
-    return len(os.listdir("/proc/self/task"))
+def _threads() -> set[str]:
+    return set(os.listdir("/proc/self/task"))
+
+
+def _end(threads: set[str]) -> None:
+    """Returns when they are gone: who joins a thread is told a moment before /proc is."""
+    while threads & _threads():
+        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -352,7 +358,7 @@ def own_team(request: pytest.FixtureRequest) -> bool:
         return True
     alone = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", request.node.nodeid],
-        cwd=request.config.rootpath, capture_output=True, text=True, timeout=120,
+        cwd=request.config.rootpath, capture_output=True, text=True, timeout=600,
     )
     assert alone.returncode == 0, alone.stdout
     assert "1 passed" in alone.stdout
@@ -363,12 +369,13 @@ def test_unloading_ends_the_team(cache: Path, tmp_path: Path, own_team: bool) ->
     if not own_team:
         return
     path = link([toykernel.part("fwd-fp32-d8-dense", cache)], tmp_path / "libunload.so")
-    before = _thread_count()
+    before = _threads()
     own = Library.load(path)
     assert Call(1, 8, 2, 6, 6, 8).run(own, 0, threads=4) == OK
-    assert _thread_count() == before + 3
+    team = _threads() - before
+    assert len(team) == 3
     ctypes.CDLL(None).dlclose(ctypes.c_void_p(own.handle._handle))
-    assert _thread_count() == before
+    _end(team)
     child = os.fork()  # with nothing left behind that would be called here
     if child == 0:
         os._exit(0)
@@ -380,10 +387,9 @@ def test_an_idle_team_ends_and_comes_back(cache: Path, tmp_path: Path, own_team:
     if not own_team:
         return
     own = Library.load(link([toykernel.part("fwd-fp32-d8-dense", cache)], tmp_path / "libidle.so"))
-    before = _thread_count()
+    before = _threads()
     assert Call(1, 8, 2, 6, 6, 8).run(own, 0, threads=4) == OK
-    time.sleep(7)
-    assert _thread_count() <= before  # teams of other libraries end too
+    _end(_threads() - before)
     call = Call(1, 8, 2, 6, 6, 8)
     assert call.run(own, 0, threads=4) == OK
     assert call.arrays["o"].tolist() == pytest.approx(call.expected(False)[0], abs=1e-5)
@@ -400,7 +406,7 @@ def test_the_team_under_a_race_detector(tmp_path: Path) -> None:
     if "cannot find" in built.stderr:
         pytest.skip("this compiler has no ThreadSanitizer")
     assert built.returncode == 0, built.stderr
-    done = subprocess.run([str(tmp_path / "stress")], capture_output=True, text=True, timeout=200)
+    done = subprocess.run([str(tmp_path / "stress")], capture_output=True, text=True, timeout=600)
     if "unexpected memory mapping" in done.stderr:
         pytest.skip("ThreadSanitizer does not run on this kernel")
     assert done.returncode == 0, done.stderr
@@ -435,7 +441,7 @@ def test_threads_that_cannot_be_made_are_done_without(
         "assert len(os.listdir('/proc/self/task')) == 2\n"
         "assert max(abs(x - y) for x, y in zip(call.arrays['o'], call.expected(False)[0])) < 1e-5\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=HERE.parents[1], timeout=60, text=True,
+    done = subprocess.run([sys.executable, "-c", code], cwd=HERE.parents[1], timeout=600, text=True,
                           capture_output=True,
                           env={**os.environ, "LD_PRELOAD": str(tmp_path / "few.so")})
     assert done.returncode == 0, done.stderr
@@ -456,12 +462,14 @@ def test_the_same_parts_give_the_same_bytes(cache: Path, tmp_path: Path) -> None
 def test_linking_is_quick(cache: Path, tmp_path: Path) -> None:
     parts = [toykernel.part("fwd-fp32-d8-dense", cache)]
     link(parts, tmp_path / "warm.so")
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
+
+    def seconds() -> float:
+        """Of the processor, the compiler's included: a busy machine may take longer."""
+        before = os.times()
         link(parts, tmp_path / "quick.so")
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.5  # 0.1 s on a quiet machine
+        return sum(os.times()[:4]) - sum(before[:4])
+
+    assert min(seconds() for _ in range(5)) < 0.5  # 0.1 s on a quiet machine
 
 
 def test_bad_parts(cache: Path, tmp_path: Path) -> None:
@@ -554,7 +562,7 @@ def ask(place: Path, *changes: str, driver: bool = True, **environment: int) -> 
     facts = {name: str(value) for name, value in environment.items()}
     path = {"LD_LIBRARY_PATH": str(fake)} if driver else {}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(library), *changes], text=True, timeout=60,
+        [sys.executable, "-c", SCRIPT, str(library), *changes], text=True, timeout=600,
         capture_output=True, env={**os.environ, **path, **facts,
                                   "PYTHONPATH": str(HERE.parents[1])},
     )

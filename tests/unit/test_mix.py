@@ -55,7 +55,7 @@ def bits(row: Any, start: int) -> int:
 
 
 @pytest.mark.parametrize("pattern", EVERY, ids=str)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(sq=st.integers(1, 150), skv=st.integers(1, 150), head=st.integers(0, 12),
        after=st.integers(0, 8), seed=st.integers(0, 1 << 30))
 def test_the_header_keeps_for_each_head_what_its_member_does(

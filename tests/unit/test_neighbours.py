@@ -107,15 +107,17 @@ def test_a_host_that_does_not_count_has_no_neighbours(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="no /proc/stat")
 def test_a_busy_neighbour_is_seen_for_real() -> None:
     """As many as there are cores, so that one of them is on ours."""
-    spin = "import time\nend = time.monotonic() + 20\nwhile time.monotonic() < end: pass"
     cores = range(len(os.sched_getaffinity(0)))
-    spinning = [subprocess.Popen([sys.executable, "-c", spin]) for _ in cores]
+    spin = "print('on', flush=True)\nwhile True: pass"
+    spinning = [
+        subprocess.Popen([sys.executable, "-c", spin], stdout=subprocess.PIPE) for _ in cores
+    ]
     try:
-        time.sleep(0.3)
+        assert [process.stdout.readline() for process in spinning] == [b"on\n" for _ in cores]
         conditions = Host().watch()
         time.sleep(1.0)
         assert conditions().busy > 0.5
     finally:
         for process in spinning:
             process.kill()
-            process.wait()
+            process.communicate()

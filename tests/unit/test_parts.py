@@ -19,7 +19,7 @@ def collected(*words: str) -> list[str]:
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider",
          "-o", "addopts=", FILE, *words],
-        cwd=ROOT, capture_output=True, text=True, check=True, timeout=100)
+        cwd=ROOT, capture_output=True, text=True, check=True, timeout=600)
     return [line for line in ran.stdout.splitlines() if "::" in line]
 
 

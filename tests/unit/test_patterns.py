@@ -90,7 +90,7 @@ def interval(draw: st.DrawFn, limit: int) -> tuple[int, int]:
     return begin, min(limit, begin + draw(st.sampled_from([1, 3, 8, 16, 17, 64, 128])))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pattern=st.sampled_from(EVERY), sq=lengths, skv=lengths)
 def test_rows_columns_and_elements(pattern: Band, sq: int, skv: int) -> None:
     mask = pattern.mask(sq, skv)
@@ -104,7 +104,7 @@ def test_rows_columns_and_elements(pattern: Band, sq: int, skv: int) -> None:
     assert pattern.count_kept(sq, skv) == mask.sum()
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(pattern=st.sampled_from(EVERY), sq=lengths, skv=lengths, data=st.data())
 def test_blocks_of_rows_and_of_columns(
     pattern: Band, sq: int, skv: int, data: st.DataObject
@@ -120,7 +120,7 @@ def test_blocks_of_rows_and_of_columns(
     assert run(pattern, FULL_QUERIES, sq, skv, k0, k1) == set(np.flatnonzero(columns.all(axis=1)))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(pattern=st.sampled_from(EVERY), sq=lengths, skv=lengths, data=st.data())
 def test_tiles_are_never_wrongly_skipped_nor_wrongly_full(
     pattern: Band, sq: int, skv: int, data: st.DataObject
@@ -134,7 +134,7 @@ def test_tiles_are_never_wrongly_skipped_nor_wrongly_full(
     assert (said == FULL) == tile.all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pattern=st.sampled_from(EVERY), sq=lengths, skv=lengths, rows=st.sampled_from([16, 64]),
        keys=st.sampled_from([16, 48, 64]))
 def test_walking_tiles_as_a_kernel_does_visits_every_kept_element_once(
@@ -154,7 +154,7 @@ def test_walking_tiles_as_a_kernel_does_visits_every_kept_element_once(
     assert (visits == mask).all()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(left=st.integers(0, 80) | st.just(UNBOUNDED), right=st.integers(0, 80) | st.just(UNBOUNDED),
        top_left=st.booleans(), sq=st.integers(1, 90), skv=st.integers(1, 90))
 def test_counting_agrees_with_the_mask(

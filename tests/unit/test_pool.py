@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 V3 = Target.known("x86-64-v3")
 
 
-def eventually(holds, seconds=10.0):
+def eventually(holds, seconds=300.0):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if holds():
@@ -51,7 +51,7 @@ def templates(tmp_path):
 @pytest.fixture
 def builds(tmp_path, templates, monkeypatch):
     monkeypatch.setenv("FAGEN_CACHE_DIR", str(tmp_path / "cache"))
-    made = Builds(Builder(Cache(tmp_path / "cache")), templates, 2, tmp_path / "libraries", 60.0)
+    made = Builds(Builder(Cache(tmp_path / "cache")), templates, 2, tmp_path / "libraries", 600.0)
     yield made
     made.close()
 
@@ -62,7 +62,7 @@ class TestBuilds:
         builds.add(bad)
         builds.add(good)
         libraries = builds.folder
-        assert eventually(lambda: builds.pump() or list(libraries.glob("*.so")), 30)
+        assert eventually(lambda: builds.pump() or list(libraries.glob("*.so")))
         built = builds.get(good)
         assert isinstance(built, Built)
         assert built.library.parent == libraries
@@ -71,7 +71,6 @@ class TestBuilds:
         assert (failure.stage, failure.kind) == ("build", "BuildError")
 
     def test_a_paused_compiler_does_not_run(self, builds):
-        builds.seconds = 8.0
         builds.add(candidate(V3, fault="compile_hang"))
         pids = [running.process.pid for running in builds._running.values()]
         assert eventually(lambda: compiling(pids[0]))
@@ -172,28 +171,33 @@ class TestLock:
 
     def test_who_measures_over_and_over_lets_others_have_a_turn(self, tmp_path):
         code = (
-            "import sys, time; from pathlib import Path; from fagen.lock import DeviceLock\n"
+            "import sys; from pathlib import Path; from fagen.lock import DeviceLock\n"
             f"lock = DeviceLock(Path({str(tmp_path)!r}), 'cpu')\n"
             "while True:\n"
             "    with lock.held():\n"
-            "        print('turn', flush=True); time.sleep(0.2)\n"
+            "        print('turn', flush=True); sys.stdin.readline()\n"
         )
         other = subprocess.Popen(
-            [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", code], cwd=ROOT, text=True, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
-        assert other.stdout.readline() == "turn\n"
+
+        def end_turn(text):  # its next one would last for ever
+            other.stdin.write("\n")
+            other.stdin.flush()
+
         for _ in range(3):
-            with DeviceLock(tmp_path, "cpu", wait=10).held():
+            assert other.stdout.readline() == "turn\n"
+            with DeviceLock(tmp_path, "cpu", wait=60, on_wait=end_turn).held():
                 pass
         other.kill()
-        turns = other.communicate()[0].count("turn")
-        assert turns <= 4  # one between two of ours, and one before the first
+        other.communicate()
 
     def test_a_forked_child_does_not_keep_it(self, tmp_path):
         with DeviceLock(tmp_path, "cpu").held():
             child = os.fork()
             if child == 0:
-                time.sleep(60)
+                time.sleep(600)
                 os._exit(0)
         try:
             with DeviceLock(tmp_path, "cpu", wait=0).held():
@@ -206,7 +210,7 @@ class TestLock:
         code = (
             "import sys, time; from pathlib import Path; from fagen.lock import DeviceLock\n"
             f"with DeviceLock(Path({str(tmp_path)!r}), 'cpu').held():\n"
-            "    print('held', flush=True); time.sleep(60)\n"
+            "    print('held', flush=True); time.sleep(600)\n"
         )
         holder = subprocess.Popen(
             [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
@@ -216,9 +220,8 @@ class TestLock:
             pass
         holder.kill()
         holder.communicate()
-        with DeviceLock(tmp_path, "cpu", wait=5).held():
+        with DeviceLock(tmp_path, "cpu", wait=0).held():
             pass
-
 
     def test_a_folder_that_cannot_be_written_is_a_setup_error(self, tmp_path):
         (tmp_path / "file").write_text("")
@@ -274,9 +277,9 @@ with Pool(Builder(Cache(folder / "cache")), renderer(folder / "t"), "cpu", jobs=
     worker = int(parent.stdout.readline())
     assert alive(worker)
     before = cpu_ticks(worker)
-    assert eventually(lambda: cpu_ticks(worker) > before + 50, 30)  # it spins
+    assert eventually(lambda: cpu_ticks(worker) > before + 50)  # it spins
     parent.send_signal(number)
-    parent.communicate(timeout=20)
+    parent.communicate()
     assert parent.returncode == -number
     assert eventually(lambda: not alive(worker))
 
@@ -284,7 +287,7 @@ with Pool(Builder(Cache(folder / "cache")), renderer(folder / "t"), "cpu", jobs=
 def test_a_worker_that_cannot_start_is_a_setup_error(tmp_path, templates):
     with (
         Pool(Builder(Cache(tmp_path)), templates, "cuda:77", jobs=1, scratch=tmp_path / "s",
-             limits=Limits(start=60)) as pool,
+             limits=Limits(start=600)) as pool,
         pytest.raises(SetupError, match="the worker for cuda:77 does not start"),
     ):
         pool._worker.start()

@@ -68,7 +68,7 @@ def run(folder: Path, *arguments: str, driver: str = "", **facts: int) -> str:
     if driver:
         environment["LD_LIBRARY_PATH"] = str(folder / driver)
     done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True,
-                          text=True, timeout=120)
+                          text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -40,7 +40,7 @@ def run(folder: Path, script: Path, processes: int) -> subprocess.CompletedProce
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
          str(processes), str(script), "ring_kernels", "--rows", "11", "--dim", "8"],
-        env=environment, capture_output=True, text=True, timeout=120,
+        env=environment, capture_output=True, text=True, timeout=600,
     )
 
 

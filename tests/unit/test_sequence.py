@@ -41,8 +41,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return ctypes.CDLL(str(folder / "slots.so"))
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture],
-          deadline=None)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture,
+                                                   HealthCheck.too_slow])
 @given(st.lists(st.integers(0, 70), min_size=1, max_size=20), st.sampled_from([1, 16, 33, 64]))
 def test_every_tile_has_one_slot(places: ctypes.CDLL, lengths: list[int], size: int) -> None:
     from fagen.library import Params

@@ -3,7 +3,9 @@ tests/faults does the same to PostgreSQL with processes."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import os
 import sqlite3
 import sys
@@ -20,6 +22,7 @@ from fagen.budget import Budget
 from fagen.errors import SetupError, StoreError, UsageError
 from fagen.ledger import Away, Proposal
 from fagen.members import Members
+from fagen.model import Candidate, Workload
 from fagen.outbox import Outbox
 from fagen.search import tune
 from fagen.shared import Shared
@@ -28,8 +31,30 @@ from fagen.store import Store
 from tests.faults.table import fault
 from tests.unit.synthetic import FAMILY, PROBLEM, TARGET, WORKLOAD, FakePool
 
-PACE = Pace(renew=0.05, lease=2.0, look=0.01, least=0.02, most=0.05, patience=5)
+# Long enough that a machine with other work kills nobody; a lease ends by the clock fixture alone.
+PACE = Pace(renew=0.05, lease=600.0, look=0.01, least=0.02, most=0.05, patience=600.0)
 KNOBS = {"tile": (32, 64, 128)}
+
+
+class Clock:
+    """By which leases are counted: it stands still unless it is told to go on."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    @staticmethod
+    def sleep(seconds: float) -> None:
+        time.sleep(seconds)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("fagen.members.time", made)
+    return made
 
 
 class Worker:
@@ -44,6 +69,17 @@ class Worker:
     def die(self) -> None:
         self.members._done.set()
         self.members._thread.join()
+
+    def renewed(self) -> None:
+        """Returns when it has said once more that it lives."""
+        before = self._said()
+        while self._said() == before:
+            time.sleep(PACE.look)
+
+    def _said(self) -> Any:
+        study = self.members._study
+        return self.storage.call(
+            lambda s: s.get_study_user_attrs(study))[f"worker {self.members.me}"]
 
 
 @pytest.fixture
@@ -89,7 +125,7 @@ def test_of_two_claims_at_the_same_moment_the_first_one_holds(url: str) -> None:
     barrier = threading.Barrier(2)
     for worker in (a, b):
         look = worker.board.look
-        worker.board.look = lambda look=look: (barrier.wait(10), look())  # type: ignore[misc]
+        worker.board.look = lambda look=look: (barrier.wait(120), look())  # type: ignore[misc]
     got: dict[str, bool] = {}
 
     def claim(name: str, worker: Worker) -> None:
@@ -104,13 +140,16 @@ def test_of_two_claims_at_the_same_moment_the_first_one_holds(url: str) -> None:
 
 
 @fault("a worker of a shared search dies", "what it had claimed is free after its lease")
-def test_the_claim_of_a_dead_worker_is_free_after_its_lease(url: str) -> None:
+def test_the_claim_of_a_dead_worker_is_free_after_its_lease(url: str, clock: Clock) -> None:
     a, b = Worker(url), Worker(url)
     assert a.board.claim("p", {"tile": 32})
     a.die()
     b.board.look()
+    clock.now += PACE.lease - 1
+    b.board.look()
     assert set(b.board.taken) == {"p"}
-    time.sleep(PACE.lease + 0.1)
+    clock.now += 1
+    assert b.members.is_alive(a.members.me)  # until somebody looks
     b.board.look()
     assert b.board.claim("p", {"tile": 32})
     # It was not dead after all: what it measured counts as long as nobody else told it.
@@ -122,16 +161,36 @@ def test_the_claim_of_a_dead_worker_is_free_after_its_lease(url: str) -> None:
 
 @fault("a host's clock jumps by a day", "nothing")
 def test_a_worker_that_renews_lives_whatever_its_clock_says(
-    url: str, monkeypatch: pytest.MonkeyPatch
+    url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b = Worker(url), Worker(url)
     assert a.board.claim("p", {"tile": 32})
     true = time.time
     monkeypatch.setattr(time, "time", lambda: true() + 86_400)
-    for _ in range(6):
-        time.sleep(PACE.lease / 5)
+    for _ in range(3):
         b.board.look()
+        a.renewed()
+        clock.now += 0.9 * PACE.lease
     assert set(b.board.taken) == {"p"}
+
+
+def test_who_comes_and_claims_while_another_looks_is_not_taken_for_dead(url: str) -> None:
+    a, came = Worker(url), []
+    call = a.storage.call
+
+    def slowly(do: Any) -> Any:
+        answer = call(do)
+        if not came:
+            came.append(Worker(url))
+            assert came[0].board.claim("p", {"tile": 32})
+        return answer
+
+    a.storage.call = slowly  # type: ignore[method-assign]
+    a.board.look()  # the first of its questions is answered before the other one comes
+    a.board.look()
+    assert set(a.board.taken) == {"p"}
+    assert came[0].storage.call(lambda s: s.get_trial(came[0].board._mine["p"]).state.name) \
+        == "RUNNING"
 
 
 def test_a_result_that_arrived_before_its_worker_died_counts(url: str) -> None:
@@ -146,12 +205,12 @@ def test_a_result_that_arrived_before_its_worker_died_counts(url: str) -> None:
     assert b.board.told == {"p": {"score": 7.0}}
 
 
-def test_after_an_outage_every_lease_begins_anew(url: str) -> None:
+def test_after_an_outage_every_lease_begins_anew(url: str, clock: Clock) -> None:
     a, b = Worker(url), Worker(url)
     assert a.board.claim("p", {"tile": 32})
     a.die()
     b.board.look()
-    time.sleep(PACE.lease + 0.1)
+    clock.now += PACE.lease
     b.storage.outages += 1
     b.board.look()
     assert set(b.board.taken) == {"p"}
@@ -163,9 +222,9 @@ def test_after_an_outage_every_lease_begins_anew(url: str) -> None:
 class Switch:
     """A storage whose database can be switched off."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, pace: Pace = PACE) -> None:
         self.said: list[str] = []
-        self.storage = Storage(url, PACE, self.said.append)
+        self.storage = Storage(url, pace, self.said.append)
         self.off = False
         true = self.storage.call
         self.storage.call = lambda do: true(do if not self.off else self._fail)  # type: ignore[method-assign]
@@ -208,13 +267,33 @@ def test_results_are_kept_here_and_told_later(url: str, tmp_path: Path) -> None:
         with pytest.raises(Away):
             study.claim(Proposal({"tile": 64}))
         switch.off = False
-        search.wait()
-        study.news()
-        assert not kept.exists()
+        while kept.exists():  # a try that began before it was back may fail after it
+            search.wait()
+            with contextlib.suppress(Away):
+                study.news()
     assert "does not answer: no server" in switch.said[0]
     assert switch.said[-1].startswith(f"{url} answers again, after ")
     with shared(Storage(url, PACE), tmp_path) as search:
         assert search.study("f", KNOBS, 0).records == [{"score": 3.0}]
+
+
+def test_a_storage_that_falters_at_the_start_is_waited_for(url: str, tmp_path: Path) -> None:
+    for fails in itertools.count():  # one call after the other, up to the last of the start
+        switch = Switch(url, dataclasses.replace(PACE, most=180.0))
+        call, calls = switch.storage.call, itertools.count()
+
+        def faltering(do: Any, call: Any = call, calls: Any = calls, fails: int = fails,
+                      switch: Switch = switch) -> Any:
+            return call(switch._fail if next(calls) == fails else do)
+
+        switch.storage.call = faltering  # type: ignore[method-assign]
+        with shared(switch.storage, tmp_path) as search:
+            search.study("f", KNOBS, 0)
+            said = list(switch.said)
+        if not said:
+            break
+        assert "does not answer" in said[0]
+    assert fails > 6
 
 
 @fault("a worker dies while the storage is away", "the next one on the host tells what it kept")
@@ -283,10 +362,29 @@ def test_a_study_is_begun_anew_only_when_nobody_is_on_it(url: str, tmp_path: Pat
     quiet = Storage(url, PACE, lambda text: None)
     with (
         shared(Storage(url, PACE), tmp_path, "1"),
-        pytest.raises(StoreError, match="1 workers are on"),
+        pytest.raises(StoreError, match="another worker is on"),
     ):
         shared(quiet, tmp_path, "2", fresh=True)
     shared(quiet, tmp_path, "2", fresh=True).close()
+
+
+def test_a_study_of_the_dead_is_begun_anew_after_a_lease(
+    url: str, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = shared(Storage(url, PACE, lambda text: None), tmp_path, "1")
+    dead._members._done.set()
+    dead._members._thread.join()
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        clock.now += PACE.lease / 8
+
+    monkeypatch.setattr(clock, "sleep", sleep)
+    said: list[str] = []
+    shared(Storage(url, PACE, said.append), tmp_path, "2", fresh=True).close()
+    assert "looking for up to 600 s whether" in said[0]
+    assert slept == [PACE.look] * 8
 
 
 def test_other_hardware_is_another_study(url: str, tmp_path: Path) -> None:
@@ -325,15 +423,23 @@ def test_no_password_is_shown() -> None:
 
 
 def test_two_workers_share_the_trials_and_store_the_same_entry(url: str, tmp_path: Path) -> None:
-    pools, entries = [FakePool(n) for n in range(2)], {}
-    patient = dataclasses.replace(PACE, lease=60.0)
+    """Each tries three before the other one may go on, so that there is something to share."""
+    together = threading.Barrier(2)
+
+    class Meeting(FakePool):
+        def measure(self, c: Candidate, workload: Workload, seconds: float) -> Any:
+            if c not in self.measured and len(set(self.measured)) < 3:
+                together.wait(300)
+            return super().measure(c, workload, seconds)
+
+    pools, entries = [Meeting(n) for n in range(2)], {}
 
     def work(n: int) -> None:
         pools[n].pause_s = 0.005
         entries[n] = tune(
             PROBLEM, [WORKLOAD], TARGET, [FAMILY], pools[n], Store([], tmp_path / f"tuned{n}"),
             tmp_path / "journals", Budget(trials=30, heats=1, rounds=12),
-            storage=Storage(url, patient, lambda text: None),
+            storage=Storage(url, PACE, lambda text: None),
         )
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(2)]

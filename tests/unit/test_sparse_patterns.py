@@ -136,7 +136,7 @@ everywhere = pytest.mark.parametrize("pattern", EVERY, ids=str)
 
 
 @everywhere
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(sq=lengths, skv=lengths, seed=seeds)
 def test_the_header_keeps_what_the_mask_does_and_walks_exactly(
     pattern: Pattern, sq: int, skv: int, seed: int
@@ -156,7 +156,7 @@ def test_the_header_keeps_what_the_mask_does_and_walks_exactly(
 
 
 @pytest.mark.parametrize("pattern", [p for p in EVERY if p.interval], ids=str)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(sq=lengths, skv=lengths, seed=seeds)
 def test_runs_of_keys_and_of_queries(pattern: Pattern, sq: int, skv: int, seed: int) -> None:
     mask = pattern.mask(sq, skv)
@@ -217,7 +217,7 @@ def slugs(draw: st.DrawFn) -> str:
     ]))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(slug=st.composite(slugs)(), sq=st.integers(1, 120), skv=st.integers(1, 120))
 def test_any_parameters_count_as_the_mask_does(slug: str, sq: int, skv: int) -> None:
     pattern = parse_pattern(slug)

@@ -17,7 +17,7 @@ SHOW = "import sys; print(*sorted({n.partition('.')[0] for n in sys.modules}), f
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, check=True, timeout=60,
+        [sys.executable, *arguments], capture_output=True, text=True, check=True, timeout=600,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
 
@@ -34,23 +34,26 @@ def test_nothing_heavy_is_imported(what: str) -> None:
     assert not loaded & set(HEAVY)
 
 
-def test_help_takes_less_than_a_fifth_of_a_second() -> None:
-    """Processor time: on a busy machine the wall clock measures the others."""
+def test_help_takes_little_more_than_typer_itself() -> None:
+    """0.1 s on a quiet machine, twice the import of typer. Processor time, and by turns: on a busy
+    machine the wall clock measures the others, and the processor itself is slower."""
 
-    def seconds() -> float:
+    def seconds(*arguments: str) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        run("-m", "fagen", "--help")
+        run(*arguments)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    seconds()  # compiles the modules
-    assert min(seconds() for _ in range(7)) < 0.2
+    run("-m", "fagen", "--help")  # compiles the modules
+    turns = [(seconds("-m", "fagen", "--help"), seconds("-c", "import typer")) for _ in range(7)]
+    ours, typer = map(min, zip(*turns, strict=True))
+    assert ours < 3 * typer
 
 
 def test_ctrl_c_while_it_loads_is_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "typer.py").write_text("raise KeyboardInterrupt\n")
     stopped = subprocess.run(
-        [sys.executable, "-m", "fagen", "--help"], capture_output=True, text=True, timeout=60,
+        [sys.executable, "-m", "fagen", "--help"], capture_output=True, text=True, timeout=600,
         env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
     )
     assert (stopped.returncode, stopped.stderr) == (130, "interrupted\n")

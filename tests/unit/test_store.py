@@ -99,7 +99,7 @@ documents = st.dictionaries(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     target=st.sampled_from(sorted(KNOWN_TARGETS.values(), key=lambda t: t.name)),
     head_dim=st.integers(1, 32), config=documents, provenance=documents, binary=documents,

@@ -88,7 +88,7 @@ def params(batch: int, heads: int, kv_heads: int, seqlen: int) -> Params:
                   total_q=batch * seqlen, total_kv=batch * seqlen)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.integers(1, 5), st.sampled_from([(1, 1), (4, 2), (6, 6), (14, 2)]), st.integers(1, 3000),
     st.integers(1, 40), st.sampled_from(SCHEDULES), st.sampled_from(LONGEST), st.booleans(),
