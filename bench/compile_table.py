@@ -26,8 +26,9 @@ from fagen.errors import FagenError
 from fagen.families.base import Family
 from fagen.families.sm80 import SM80
 from fagen.families.sm90 import SM90
-from fagen.model import Candidate, Problem, Target
+from fagen.model import Candidate, Problem
 from fagen.render import Renderer
+from fagen.target import Target
 
 # compute capability 8.0, 8.6, 8.9, 9.0, 12.0
 GPUS: tuple[tuple[Family, str], ...] = (

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fagen.errors import SetupError, UsageError
-from fagen.model import KNOWN_TARGETS, Target
+from fagen.target import KNOWN_TARGETS, Target
 
 HOST = "none"  # what --gpu takes to say "the host CPU"
 _PROBE_SECONDS = 30.0

@@ -14,7 +14,8 @@ from typing import Any
 
 from fagen import yamlfile
 from fagen.errors import FagenError, StoreError
-from fagen.model import Entry, Measurement, Problem, Target, Workload
+from fagen.model import Entry, Measurement, Problem, Workload
+from fagen.target import Target
 from fagen.yamlfile import Complaint, Line, Mapping, field, mapping, only
 
 SCHEMA = 1

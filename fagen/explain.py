@@ -9,9 +9,10 @@ from typing import Any
 
 from fagen.errors import StoreError
 from fagen.families.base import Family, Space
-from fagen.model import Candidate, Entry, Problem, Target, Workload
+from fagen.model import Candidate, Entry, Problem, Workload
 from fagen.render import Renderer
 from fagen.store import Store, candidate, staleness
+from fagen.target import Target
 
 
 def entry_for(

@@ -14,18 +14,11 @@ from fagen.errors import BuildError, FagenError
 from fagen.explorer import Explorer, Lane, Planned
 from fagen.families.base import Family, Space
 from fagen.ledger import Away, Ledger, Record
-from fagen.model import (
-    Binary,
-    Candidate,
-    Failure,
-    Measurement,
-    Problem,
-    Target,
-    Workload,
-)
+from fagen.model import Binary, Candidate, Failure, Measurement, Problem, Workload
 from fagen.neighbours import Conditions
 from fagen.store import Store
 from fagen.taint import Guard, Look
+from fagen.target import Target
 from fagen.trial import Event, Trial, from_record, to_record
 from fagen.tried import Tried
 from fagen.tunable import Pool

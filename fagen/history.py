@@ -13,7 +13,8 @@ from typing import Any
 import optuna
 
 from fagen.journal import ABOUT, RECORD, disk, storage_of
-from fagen.model import Problem, Target, Workload
+from fagen.model import Problem, Workload
+from fagen.target import Target
 from fagen.trial import Trial, from_record
 
 _ENOUGH = 12  # scores from which it can be said which knob matters

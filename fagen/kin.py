@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from fagen.model import Entry, Problem, Target, Workload
+from fagen.model import Entry, Problem, Workload
 from fagen.store import Store, distance
+from fagen.target import Target
 
 
 def like(store: Store, problem: Problem, target: Target, workload: Workload) -> list[Entry]:

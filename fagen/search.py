@@ -20,12 +20,13 @@ from fagen.families.base import Family, Space
 from fagen.finale import Finale, Heat
 from fagen.journal import Journal
 from fagen.learned import Learned, Place, entries_of
-from fagen.model import Candidate, Entry, Failure, Measurement, Problem, Target, Workload
+from fagen.model import Candidate, Entry, Failure, Measurement, Problem, Workload
 from fagen.portfolio import choose
 from fagen.rivals import Rival, standing
 from fagen.shared import Shared
 from fagen.storage import Storage
 from fagen.store import Store
+from fagen.target import Target
 from fagen.trial import Event
 from fagen.tunable import Pool, Renders
 from fagen.winner import around

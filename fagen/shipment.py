@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from fagen.errors import StoreError
-from fagen.model import Entry, Problem, Target
+from fagen.model import Entry, Problem
+from fagen.target import Target
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from fagen import yamlfile
 from fagen.entryfile import facts, read_file, to_text
 from fagen.errors import FagenError, StoreError
 from fagen.families.base import Family, parse_config
-from fagen.model import Candidate, Entry, Problem, Target, Workload
+from fagen.model import Candidate, Entry, Problem, Workload
+from fagen.target import Target
 
 if TYPE_CHECKING:
     from fagen.render import Renderer

@@ -13,8 +13,8 @@ from fagen.cli import options as opt
 from fagen.errors import RunError
 
 if TYPE_CHECKING:
-    from fagen.model import Target
     from fagen.spec import Job
+    from fagen.target import Target
 
 
 def tune_on_all(

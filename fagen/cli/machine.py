@@ -33,7 +33,7 @@ def doctor(as_json: opt.Json = False) -> None:
 def devices(as_json: opt.Json = False) -> None:
     """List what kernels can run on here, and the targets that can be generated for anywhere."""
     from fagen import devices as hardware
-    from fagen.model import KNOWN_TARGETS
+    from fagen.target import KNOWN_TARGETS
 
     probe = hardware.gpus()
     here = (*probe.gpus, hardware.host())

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fagen.errors import SetupError, UsageError
-from fagen.model import Candidate, Problem, Target, Workload
+from fagen.model import Candidate, Problem, Workload
 from fagen.patterns import PATTERNS, user
+from fagen.target import Target
 
 if TYPE_CHECKING:
     from fagen.devices import Device

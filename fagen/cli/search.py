@@ -14,9 +14,10 @@ from fagen.cli.output import print_json, table, thrown_away
 from fagen.errors import RunError, UsageError
 
 if TYPE_CHECKING:
-    from fagen.model import Entry, Target, Workload
+    from fagen.model import Entry, Workload
     from fagen.spec import Job
     from fagen.store import Store
+    from fagen.target import Target
 
 Problems = Annotated[
     list[str] | None,

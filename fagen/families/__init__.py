@@ -7,7 +7,8 @@ from fagen.families.base import Family
 from fagen.families.cpu import CPU
 from fagen.families.sm80 import SM80
 from fagen.families.sm90 import SM90
-from fagen.model import Problem, Target
+from fagen.model import Problem
+from fagen.target import Target
 
 FAMILIES: tuple[Family, ...] = (SM90, SM80, CPU)
 

@@ -14,7 +14,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from fagen.errors import UsageError
-from fagen.model import Candidate, Problem, Target, Workload
+from fagen.model import Candidate, Problem, Workload
+from fagen.target import Target
 
 Choice = int | bool | str
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fagen.families.base import Family, Kernel, Plan, Rule, knob
-from fagen.model import Candidate, Problem, Target, Workload
+from fagen.model import Candidate, Problem, Workload
+from fagen.target import Target
 
 BASELINE = frozenset({"avx2", "f16c", "fma"})
 

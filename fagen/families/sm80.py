@@ -22,8 +22,9 @@ from fagen.families.sm80_bwd import bytes_moved as backward_bytes
 from fagen.families.sm80_bwd import plan as backward_plan
 from fagen.families.sm80_bwd import preferred as preferred_backward
 from fagen.families.sm80_limits import fits_registers, fits_shared, padded
-from fagen.model import Candidate, Problem, Target, Workload
+from fagen.model import Candidate, Problem, Workload
 from fagen.patterns import UNBOUNDED
+from fagen.target import Target
 
 Config = TypeVar("Config")
 

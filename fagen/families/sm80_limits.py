@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fagen.model import Target
+from fagen.target import Target
 
 REGISTERS_PER_THREAD, REGISTERS_PER_SM = 255, 65536
 

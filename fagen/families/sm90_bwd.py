@@ -21,7 +21,8 @@ from fagen.families.base import (
     product,
 )
 from fagen.families.sm90_sizes import padded, panels, round_up, swizzle
-from fagen.model import Candidate, Problem, Target, Workload
+from fagen.model import Candidate, Problem, Workload
+from fagen.target import Target
 
 ENDS_THREADS = 256
 CONSUMERS = 2

@@ -18,8 +18,9 @@ from fagen.errors import FagenError, SetupError
 from fagen.families.base import Space
 from fagen.families.sm80 import SM80
 from fagen.families.sm80_limits import padded
-from fagen.model import Binary, Candidate, Problem, Target
+from fagen.model import Binary, Candidate, Problem
 from fagen.render import Renderer
+from fagen.target import Target
 
 TARGETS = ("a100", "a10", "l4", "h200", "rtx5090")  # sm_80, 86, 89, 90, 120
 OPS = ("fwd", "bwd", "bwd+deterministic")

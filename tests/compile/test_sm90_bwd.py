@@ -15,8 +15,9 @@ from fagen.build import Builder, Cache
 from fagen.errors import FagenError, SetupError
 from fagen.families.base import Family, Space
 from fagen.families.sm90_bwd import BWD
-from fagen.model import Candidate, Problem, Target, Workload
+from fagen.model import Candidate, Problem, Workload
 from fagen.render import Renderer
+from fagen.target import Target
 
 H200 = Target.known("h200")
 FAMILY = Family(

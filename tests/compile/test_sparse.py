@@ -12,9 +12,10 @@ from fagen import paths
 from fagen.build import Builder, Cache, find_nvcc
 from fagen.errors import FagenError, SetupError
 from fagen.families.sm80 import SM80
-from fagen.model import Candidate, Problem, Target
+from fagen.model import Candidate, Problem
 from fagen.patterns import PATTERNS, Band, parse_pattern
 from fagen.render import Renderer
+from fagen.target import Target
 
 SLUGS = (
     "prefix512", "blockdiag256", "blockdiag100-causal", "dilated-w256-d4", "strided-s128-causal",

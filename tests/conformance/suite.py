@@ -8,8 +8,9 @@ import random
 from fagen.cases import long_list, of_workload, short_list
 from fagen.families import FAMILIES
 from fagen.families.base import Family, Space
-from fagen.model import Candidate, Problem, Target, Workload
+from fagen.model import Candidate, Problem, Workload
 from fagen.pool import Pool, Verdict
+from fagen.target import Target
 
 OPS = ("fwd", "bwd")
 DTYPES = ("fp32", "bf16", "fp16")

@@ -6,8 +6,9 @@ import itertools
 
 import pytest
 
-from fagen.model import KNOWN_TARGETS, Problem, Target
+from fagen.model import Problem
 from fagen.patterns import PATTERNS
+from fagen.target import KNOWN_TARGETS, Target
 from tests.conformance import suite
 
 PROBLEMS = [Problem.parse(slug) for slug in suite.sampled()]

@@ -14,8 +14,9 @@ import torch
 from fagen import compilers, paths
 from fagen.families.cpu import CPU
 from fagen.library import Params, View
-from fagen.model import Candidate, Problem, Target
+from fagen.model import Candidate, Problem
 from fagen.render import Renderer, symbol
+from fagen.target import Target
 
 TORCH_DTYPE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from fagen import paths
 from fagen.families.base import Family, Kernel, Plan, Region, Step, knob, product
-from fagen.model import Candidate, Problem, Target
+from fagen.model import Candidate, Problem
 from fagen.render import Renderer, symbol
+from fagen.target import Target
 
 FAULTS = (
     "none", "segfault", "abort", "exit", "hang", "wrong", "nan", "unwritten", "past_the_end",

@@ -10,9 +10,9 @@ from fagen import paths
 from fagen.build import Builder, Cache
 from fagen.cases import short_list
 from fagen.devices import gpus
-from fagen.model import Target
 from fagen.pool import Pool, Verdict
 from fagen.render import Renderer
+from fagen.target import Target
 from tests.conformance import suite
 from tests.conftest import HAS_GPU
 

@@ -18,8 +18,9 @@ from statistics import median
 from typing import Any
 
 from fagen.families.base import Family, Kernel, Plan, Rule, knob
-from fagen.model import Binary, Candidate, Failure, Measurement, Problem, Source, Target, Workload
+from fagen.model import Binary, Candidate, Failure, Measurement, Problem, Source, Workload
 from fagen.neighbours import Conditions
+from fagen.target import Target
 
 FOLDER = Path(__file__).parent
 

@@ -14,7 +14,8 @@ import pytest
 from fagen.build import Builder, Cache, parse_ptxas
 from fagen.errors import BuildError, SetupError
 from fagen.families.base import Family, Kernel, Plan, knob
-from fagen.model import Candidate, Problem, Source, Target
+from fagen.model import Candidate, Problem, Source
+from fagen.target import Target
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fagen import devices
 from fagen.devices import GpuProbe, gpus, host, label, pick
 from fagen.errors import SetupError, UsageError
-from fagen.model import Target
+from fagen.target import Target
 
 H200 = {
     "index": 0, "name": "NVIDIA H200", "uuid": "GPU-12345678-0000-0000-0000-000000000000",

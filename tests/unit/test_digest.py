@@ -6,8 +6,9 @@ import pytest
 
 from fagen import paths
 from fagen.families.cpu import CPU
-from fagen.model import Problem, Target
+from fagen.model import Problem
 from fagen.render import Renderer, code_digest
+from fagen.target import Target
 
 CODE = """int f(int x) {
     return x / 2;  // half

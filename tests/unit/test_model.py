@@ -7,9 +7,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fagen.errors import UsageError
-from fagen.model import DTYPES, FEATURES, KNOWN_TARGETS, OPS, Problem, Target, Workload
+from fagen.model import DTYPES, FEATURES, OPS, Problem, Workload
 from fagen.packing import draw
 from fagen.patterns import Band, parse_pattern
+from fagen.target import KNOWN_TARGETS, Target
 
 dims = st.integers(1, 32).map(lambda n: 8 * n)
 patterns = st.sampled_from(["dense", "causal", "causal-topleft"]).map(parse_pattern) | st.builds(

@@ -8,9 +8,10 @@ import pytest
 from rich.console import Console
 
 from fagen.families import family_named
-from fagen.model import Problem, Target
+from fagen.model import Problem
 from fagen.progress import Reporter
 from fagen.search import Event
+from fagen.target import Target
 
 PROBLEM = Problem.parse("fwd-fp32-d64-causal")
 BEST = family_named("cpu").default(PROBLEM, Target.known("x86-64-v3"))

@@ -10,10 +10,11 @@ import pytest
 from fagen import paths
 from fagen.errors import BuildError, UsageError, WrongResult
 from fagen.families.cpu import CPU
-from fagen.model import Problem, Target
+from fagen.model import Problem
 from fagen.patterns import parse_pattern, user
 from fagen.proof import SIZES, TILES, prove
 from fagen.render import Renderer
+from fagen.target import Target
 
 # Blocks of SIZE positions that see every second block.
 CHECKERS = """\

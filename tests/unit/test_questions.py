@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.questions import read
-from fagen.model import Target
+from fagen.target import Target
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,7 +17,8 @@ import torch
 
 from fagen import compilers, paths
 from fagen.emit import Shipped, emit
-from fagen.model import Entry, Measurement, Target, Workload
+from fagen.model import Entry, Measurement, Workload
+from fagen.target import Target
 from tests.unit import toykernel
 from tests.unit.test_link import cuda_part
 

@@ -12,7 +12,8 @@ import pytest
 from fagen.errors import UsageError
 from fagen.families import FAMILIES, families_for, family_named
 from fagen.families.base import Family, Space, constants, parse_config
-from fagen.model import KNOWN_TARGETS, Candidate, Problem, Target, Workload
+from fagen.model import Candidate, Problem, Workload
+from fagen.target import KNOWN_TARGETS, Target
 
 WORKLOAD = Workload(2, 8, 2, 1000, 1200)
 PROBLEMS = [

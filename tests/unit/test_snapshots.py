@@ -17,8 +17,9 @@ import pytest
 from fagen import paths
 from fagen.families import FAMILIES
 from fagen.families.base import Family, Space, constants, symbol
-from fagen.model import KNOWN_TARGETS, Candidate, Problem, Target
+from fagen.model import Candidate, Problem
 from fagen.render import Renderer
+from fagen.target import KNOWN_TARGETS, Target
 
 SNAPSHOTS = Path(__file__).parents[1] / "snapshots"
 KERNELS = [(family, op) for family in FAMILIES for op in family.kernels]

@@ -20,8 +20,9 @@ from fagen import paths
 from fagen.compilers import find_cxx
 from fagen.errors import UsageError
 from fagen.families import families_for
-from fagen.model import Problem, Target
+from fagen.model import Problem
 from fagen.patterns import PATTERNS, Band, Mix, Pattern, parse_pattern
+from fagen.target import Target
 
 PLAIN = ("prefix1", "prefix13", "prefix500")
 CAUSAL_OR_NOT = (

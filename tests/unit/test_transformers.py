@@ -23,8 +23,9 @@ from fagen.devices import host
 from fagen.emit import Shipped, emit
 from fagen.families import families_for
 from fagen.link import Part
-from fagen.model import Entry, Measurement, Problem, Target, Workload
+from fagen.model import Entry, Measurement, Problem, Workload
 from fagen.render import Renderer
+from fagen.target import Target
 from tests.unit.imported import imported
 
 transformers = pytest.importorskip("transformers")
