@@ -26,10 +26,11 @@ from pathlib import Path
 from fagen import compilers, paths
 from fagen.build import Builder, Cache
 from fagen.families import families_for
-from fagen.model import Binary, Entry, Measurement, Problem, Workload
+from fagen.model import Binary, Entry, Measurement, Problem
 from fagen.render import Renderer
 from fagen.store import Store
 from fagen.target import Target
+from fagen.workload import Workload
 
 SLUGS = [f"{op}-{dtype}-d{dim}-{pattern}" for op, dtype, dim, pattern in itertools.product(
     ("fwd", "bwd"), ("bf16", "fp16"), (64, 96, 128, 256), ("dense", "causal", "window1024"))]

@@ -26,10 +26,11 @@ from fagen import paths
 from fagen.build import Builder, Cache
 from fagen.families import FAMILIES
 from fagen.families.base import parse_config
-from fagen.model import Candidate, Failure, Measurement, Problem, Workload
+from fagen.model import Candidate, Failure, Measurement, Problem
 from fagen.pool import Limits, Pool
 from fagen.render import Renderer
 from fagen.target import Target
+from fagen.workload import Workload
 
 ROUNDS = 5
 

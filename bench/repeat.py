@@ -25,11 +25,12 @@ from fagen.build import Builder, Cache
 from fagen.cases import of_workload
 from fagen.errors import FagenError
 from fagen.families import FAMILIES
-from fagen.model import Candidate, Entry, Problem, Workload
+from fagen.model import Candidate, Entry, Problem
 from fagen.pool import Limits, Pool, Verdict
 from fagen.render import Renderer
 from fagen.store import Store, candidate
 from fagen.target import Target
+from fagen.workload import Workload
 
 # No entry of tuned/ is deterministic yet; these are then the defaults.
 STEADY = [f"bwd-bf16-d{dim}-{pattern}+deterministic" for dim in (64, 128)

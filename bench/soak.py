@@ -29,10 +29,11 @@ from fagen.cases import FINITE, LAYOUTS, Case
 from fagen.errors import FagenError
 from fagen.families import FAMILIES
 from fagen.families.base import Family, Space
-from fagen.model import Candidate, Problem, Workload
+from fagen.model import Candidate, Problem
 from fagen.pool import Pool, Verdict
 from fagen.render import Renderer
 from fagen.target import Target
+from fagen.workload import Workload
 
 PATTERNS = (
     "dense", "causal", "causal-topleft", "window64", "window33x20", "prefix100", "blockdiag48",

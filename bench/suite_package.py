@@ -23,11 +23,12 @@ from fagen.emit import Shipped, destination, emit
 from fagen.errors import FagenError
 from fagen.families import FAMILIES, families_for
 from fagen.kerneltable import Part
-from fagen.model import Candidate, Entry, Measurement, Problem, Workload
+from fagen.model import Candidate, Entry, Measurement, Problem
 from fagen.render import Renderer
 from fagen.store import Store, candidate
 from fagen.suites import suite
 from fagen.target import Target
+from fagen.workload import Workload
 
 UNTIMED = Measurement(1, 1, 1, 1, 0, "")
 

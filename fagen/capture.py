@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fagen.errors import FagenError, UsageError
-from fagen.model import DTYPES, Problem, Workload
+from fagen.model import DTYPES, Problem
 from fagen.patterns import parse_pattern
+from fagen.workload import Workload
 
 if TYPE_CHECKING:
     from torch import Tensor

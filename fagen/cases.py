@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fagen.errors import UsageError
-from fagen.model import Problem, Workload
+from fagen.model import Problem
 from fagen.patterns import DENSE
+from fagen.workload import Workload
 
 LAYOUTS = ("bhsd", "bshd", "padded")  # padded: rows further apart than the head dimension
 

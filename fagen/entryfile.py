@@ -14,8 +14,9 @@ from typing import Any
 
 from fagen import yamlfile
 from fagen.errors import FagenError, StoreError
-from fagen.model import Entry, Measurement, Problem, Workload
+from fagen.model import Entry, Measurement, Problem
 from fagen.target import Target
+from fagen.workload import Workload
 from fagen.yamlfile import Complaint, Line, Mapping, field, mapping, only
 
 SCHEMA = 1

@@ -9,10 +9,11 @@ from typing import Any
 
 from fagen.errors import StoreError
 from fagen.families.base import Family, Space
-from fagen.model import Candidate, Entry, Problem, Workload
+from fagen.model import Candidate, Entry, Problem
 from fagen.render import Renderer
 from fagen.store import Store, candidate, staleness
 from fagen.target import Target
+from fagen.workload import Workload
 
 
 def entry_for(

@@ -14,7 +14,7 @@ from fagen.errors import BuildError, FagenError
 from fagen.explorer import Explorer, Lane, Planned
 from fagen.families.base import Family, Space
 from fagen.ledger import Away, Ledger, Record
-from fagen.model import Binary, Candidate, Failure, Measurement, Problem, Workload
+from fagen.model import Binary, Candidate, Failure, Measurement, Problem
 from fagen.neighbours import Conditions
 from fagen.store import Store
 from fagen.taint import Guard, Look
@@ -22,6 +22,7 @@ from fagen.target import Target
 from fagen.trial import Event, Trial, from_record, to_record
 from fagen.tried import Tried
 from fagen.tunable import Pool
+from fagen.workload import Workload
 
 _AHEAD = 8  # candidates planned, so that builds run ahead of the device
 _AHEAD_OF_OTHERS = 4  # the same where other workers would like to have them

@@ -13,8 +13,9 @@ from statistics import median, quantiles
 
 from fagen import winner
 from fagen.budget import Budget
-from fagen.model import Candidate, Failure, Measurement, Workload
+from fagen.model import Candidate, Failure, Measurement
 from fagen.winner import Standing
+from fagen.workload import Workload
 
 # Rounds of a heat: per candidate its samples in microseconds and its measurement, or a failure.
 Heat = Callable[

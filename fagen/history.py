@@ -13,9 +13,10 @@ from typing import Any
 import optuna
 
 from fagen.journal import ABOUT, RECORD, disk, storage_of
-from fagen.model import Problem, Workload
+from fagen.model import Problem
 from fagen.target import Target
 from fagen.trial import Trial, from_record
+from fagen.workload import Workload
 
 _ENOUGH = 12  # scores from which it can be said which knob matters
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from fagen.errors import UsageError
 from fagen.families.base import FACTORS, TENSORS, Plan, Product, Region, Step, TensorMap
-from fagen.model import DTYPES, OPS, Binary, Candidate, Source, Workload
+from fagen.model import DTYPES, OPS, Binary, Candidate, Source
 from fagen.render import symbol
+from fagen.workload import Workload
 
 _READS = ("", "blocks", "runs")  # enum fagen_mask_kind
 _MOST = {"regions": 4, "steps": 4, "maps": 8, "factors": 5}  # the arrays of fagen_plan.h

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from fagen.model import Entry, Problem, Workload
+from fagen.model import Entry, Problem
 from fagen.store import Store, distance
 from fagen.target import Target
+from fagen.workload import Workload
 
 
 def like(store: Store, problem: Problem, target: Target, workload: Workload) -> list[Entry]:

@@ -9,10 +9,11 @@ from typing import Any
 
 import fagen
 from fagen.exploration import Exploration
-from fagen.model import Binary, Candidate, Entry, Measurement, Workload
+from fagen.model import Binary, Candidate, Entry, Measurement
 from fagen.portfolio import Portfolio
 from fagen.rivals import Rival
 from fagen.winner import Standing
+from fagen.workload import Workload
 
 _RUNNERS_UP = 8
 

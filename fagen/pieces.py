@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fagen.model import Problem, Workload
+from fagen.model import Problem
+from fagen.workload import Workload
 
 Group = tuple[int, int]  # batch entry or sequence, key/value head
 _OF_KEYS = ("k", "v", "dk", "dv")

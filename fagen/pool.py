@@ -19,11 +19,12 @@ from fagen.cases import Case, of_workload, short_list
 from fagen.child import Child
 from fagen.errors import RunError
 from fagen.lock import DeviceLock
-from fagen.model import Candidate, Failure, Measurement, Workload
+from fagen.model import Candidate, Failure, Measurement
 from fagen.neighbours import Conditions
 from fagen.render import Renderer
 from fagen.rivals import rivals
 from fagen.target import KNOWN_TARGETS
+from fagen.workload import Workload
 
 if TYPE_CHECKING:
     from fagen.build import Builder

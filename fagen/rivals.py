@@ -8,8 +8,9 @@ from statistics import median
 from typing import Any
 
 from fagen import winner
-from fagen.model import Problem, Workload
+from fagen.model import Problem
 from fagen.winner import Gap
+from fagen.workload import Workload
 
 TORCH = "torch"  # scaled_dot_product_attention, whatever backend it takes
 CUDNN = "cudnn"  # the same, made to take cuDNN's

@@ -20,7 +20,7 @@ from fagen.families.base import Family, Space
 from fagen.finale import Finale, Heat
 from fagen.journal import Journal
 from fagen.learned import Learned, Place, entries_of
-from fagen.model import Candidate, Entry, Failure, Measurement, Problem, Workload
+from fagen.model import Candidate, Entry, Failure, Measurement, Problem
 from fagen.portfolio import choose
 from fagen.rivals import Rival, standing
 from fagen.shared import Shared
@@ -30,6 +30,7 @@ from fagen.target import Target
 from fagen.trial import Event
 from fagen.tunable import Pool, Renders
 from fagen.winner import around
+from fagen.workload import Workload
 
 __all__ = ["Budget", "Event", "Interrupted", "Pool", "journal_path", "tune"]
 

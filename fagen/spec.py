@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 
 from fagen import suites, yamlfile
 from fagen.errors import FagenError, UsageError
-from fagen.model import OPS, Problem, Workload
+from fagen.model import OPS, Problem
+from fagen.workload import Workload
 from fagen.yamlfile import Complaint, field, mapping, only
 
 Noun = TypeVar("Noun", Problem, Workload)

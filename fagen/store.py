@@ -20,8 +20,9 @@ from fagen import yamlfile
 from fagen.entryfile import facts, read_file, to_text
 from fagen.errors import FagenError, StoreError
 from fagen.families.base import Family, parse_config
-from fagen.model import Candidate, Entry, Problem, Workload
+from fagen.model import Candidate, Entry, Problem
 from fagen.target import Target
+from fagen.workload import Workload
 
 if TYPE_CHECKING:
     from fagen.render import Renderer

@@ -8,7 +8,8 @@ from itertools import accumulate
 from typing import Any
 
 from fagen.errors import UsageError
-from fagen.model import Problem, Workload
+from fagen.model import Problem
+from fagen.workload import Workload
 
 MODES = ("fwd", "bwd", "fwdbwd")
 

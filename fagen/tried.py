@@ -6,8 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from fagen.model import Candidate, Workload
+from fagen.model import Candidate
 from fagen.trial import Trial
+from fagen.workload import Workload
 
 
 class Tried(dict[Candidate, Trial]):

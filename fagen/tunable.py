@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from fagen.model import Binary, Candidate, Failure, Measurement, Source, Workload
+from fagen.model import Binary, Candidate, Failure, Measurement, Source
 from fagen.neighbours import Conditions
+from fagen.workload import Workload
 
 
 class Renders(Protocol):

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fagen.errors import SetupError, UsageError
-from fagen.model import Candidate, Problem, Workload
+from fagen.model import Candidate, Problem
 from fagen.patterns import PATTERNS, user
 from fagen.target import Target
+from fagen.workload import Workload
 
 if TYPE_CHECKING:
     from fagen.devices import Device

@@ -9,7 +9,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from fagen.model import Problem, Workload
+from fagen.model import Problem
+from fagen.workload import Workload
 
 SCHEMA = 1  # of every JSON object that fagen prints
 

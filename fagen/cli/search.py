@@ -14,10 +14,11 @@ from fagen.cli.output import print_json, table, thrown_away
 from fagen.errors import RunError, UsageError
 
 if TYPE_CHECKING:
-    from fagen.model import Entry, Workload
+    from fagen.model import Entry
     from fagen.spec import Job
     from fagen.store import Store
     from fagen.target import Target
+    from fagen.workload import Workload
 
 Problems = Annotated[
     list[str] | None,

@@ -14,8 +14,9 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from fagen.errors import UsageError
-from fagen.model import Candidate, Problem, Workload
+from fagen.model import Candidate, Problem
 from fagen.target import Target
+from fagen.workload import Workload
 
 Choice = int | bool | str
 

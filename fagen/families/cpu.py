@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fagen.families.base import Family, Kernel, Plan, Rule, knob
-from fagen.model import Candidate, Problem, Workload
+from fagen.model import Candidate, Problem
 from fagen.target import Target
+from fagen.workload import Workload
 
 BASELINE = frozenset({"avx2", "f16c", "fma"})
 

@@ -22,9 +22,10 @@ from fagen.families.sm80_bwd import bytes_moved as backward_bytes
 from fagen.families.sm80_bwd import plan as backward_plan
 from fagen.families.sm80_bwd import preferred as preferred_backward
 from fagen.families.sm80_limits import fits_registers, fits_shared, padded
-from fagen.model import Candidate, Problem, Workload
+from fagen.model import Candidate, Problem
 from fagen.patterns import UNBOUNDED
 from fagen.target import Target
+from fagen.workload import Workload
 
 Config = TypeVar("Config")
 

@@ -15,8 +15,9 @@ from fagen.families.base import (
     symbol,
 )
 from fagen.families.sm80_limits import fits_registers, fits_shared, padded
-from fagen.model import Candidate, Problem, Workload
+from fagen.model import Candidate, Problem
 from fagen.patterns import UNBOUNDED
+from fagen.workload import Workload
 
 STATS_THREADS = 128
 

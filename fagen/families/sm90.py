@@ -18,9 +18,10 @@ from fagen.families.base import (
 )
 from fagen.families.sm90_bwd import BWD
 from fagen.families.sm90_sizes import padded, swizzle
-from fagen.model import Candidate, Problem, Workload
+from fagen.model import Candidate, Problem
 from fagen.patterns import UNBOUNDED, Band, BlockDiagonal
 from fagen.target import Target
+from fagen.workload import Workload
 
 CONTROL_BYTES = 512  # barriers and tile notes, see struct Control of the template
 RESERVED_SHARED = 1024  # what the system keeps of each CTA's shared memory

@@ -21,8 +21,9 @@ from fagen.families.base import (
     product,
 )
 from fagen.families.sm90_sizes import padded, panels, round_up, swizzle
-from fagen.model import Candidate, Problem, Workload
+from fagen.model import Candidate, Problem
 from fagen.target import Target
+from fagen.workload import Workload
 
 ENDS_THREADS = 256
 CONSUMERS = 2

@@ -15,9 +15,10 @@ from fagen.build import Builder, Cache
 from fagen.errors import FagenError, SetupError
 from fagen.families.base import Family, Space
 from fagen.families.sm90_bwd import BWD
-from fagen.model import Candidate, Problem, Workload
+from fagen.model import Candidate, Problem
 from fagen.render import Renderer
 from fagen.target import Target
+from fagen.workload import Workload
 
 H200 = Target.known("h200")
 FAMILY = Family(

@@ -15,9 +15,10 @@ from fagen.errors import BuildError, SetupError
 from fagen.families.base import Space
 from fagen.families.sm90 import SM90
 from fagen.families.sm90_sizes import swizzle
-from fagen.model import Candidate, Problem, Workload
+from fagen.model import Candidate, Problem
 from fagen.render import Renderer
 from fagen.target import Target
+from fagen.workload import Workload
 
 H200 = Target.known("h200")
 PATTERNS = ("dense", "causal", "causal-topleft", "window300", "window64x64")

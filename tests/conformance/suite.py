@@ -8,9 +8,10 @@ import random
 from fagen.cases import long_list, of_workload, short_list
 from fagen.families import FAMILIES
 from fagen.families.base import Family, Space
-from fagen.model import Candidate, Problem, Workload
+from fagen.model import Candidate, Problem
 from fagen.pool import Pool, Verdict
 from fagen.target import Target
+from fagen.workload import Workload
 
 OPS = ("fwd", "bwd")
 DTYPES = ("fp32", "bf16", "fp16")

@@ -23,11 +23,12 @@ from fagen.cases import Case  # noqa: E402
 from fagen.families.sm80 import SM80  # noqa: E402
 from fagen.library import Params, View  # noqa: E402
 from fagen.masks import drawn, point  # noqa: E402
-from fagen.model import Candidate, Problem, Workload  # noqa: E402
+from fagen.model import Candidate, Problem  # noqa: E402
 from fagen.patterns import Mix  # noqa: E402
 from fagen.pieces import Pieces  # noqa: E402
 from fagen.render import Renderer, symbol  # noqa: E402
 from fagen.target import Target  # noqa: E402
+from fagen.workload import Workload  # noqa: E402
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16}

@@ -24,10 +24,11 @@ from fagen.errors import RunError, WrongResult  # noqa: E402
 from fagen.families.base import Space, parse_config  # noqa: E402
 from fagen.families.sm90 import SM90  # noqa: E402
 from fagen.inputs import copied  # noqa: E402
-from fagen.model import Candidate, Problem, Workload  # noqa: E402
+from fagen.model import Candidate, Problem  # noqa: E402
 from fagen.pieces import Pieces  # noqa: E402
 from fagen.target import Target  # noqa: E402
 from fagen.verify import Checker  # noqa: E402
+from fagen.workload import Workload  # noqa: E402
 from tests.emulated.emulator.ptx_sm90 import translate  # noqa: E402
 from tests.emulated.emulator.sm90 import Edit, Emulator  # noqa: E402
 

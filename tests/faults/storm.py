@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fagen.families.base import Rule
-from fagen.model import Candidate, Failure, Measurement, Workload
+from fagen.model import Candidate, Failure, Measurement
+from fagen.workload import Workload
 from tests.unit import synthetic
 from tests.unit.synthetic import TARGET, WORKLOAD, FakePool, true_us
 

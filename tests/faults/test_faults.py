@@ -16,9 +16,10 @@ from fagen import paths
 from fagen.build import Builder, Cache
 from fagen.cases import of_workload
 from fagen.devices import host
-from fagen.model import Failure, Measurement, Workload
+from fagen.model import Failure, Measurement
 from fagen.pool import Limits, Pool, Verdict
 from fagen.target import Target
+from fagen.workload import Workload
 from tests.faults.family import GPU_FAULTS, candidate, renderer
 from tests.faults.table import fault as injects
 from tests.faults.table import row

@@ -12,9 +12,10 @@ from fagen.build import Builder, Cache
 from fagen.emit import Shipped, emit
 from fagen.families import families_for
 from fagen.kerneltable import Part
-from fagen.model import Entry, Measurement, Problem, Workload
+from fagen.model import Entry, Measurement, Problem
 from fagen.render import Renderer
 from fagen.target import Target
+from fagen.workload import Workload
 
 
 def emitted(folder: Path, slugs: Sequence[str], target: Target) -> Path:

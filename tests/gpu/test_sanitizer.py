@@ -11,9 +11,10 @@ import pytest
 from fagen import paths
 from fagen.build import Builder, Cache
 from fagen.cases import Case
-from fagen.model import Candidate, Workload
+from fagen.model import Candidate
 from fagen.pool import Limits, Pool, Verdict
 from fagen.render import Renderer
+from fagen.workload import Workload
 from tests.conformance import suite
 from tests.gpu.test_conformance import DEVICE, TARGET
 

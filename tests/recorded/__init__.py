@@ -18,9 +18,10 @@ from statistics import median
 from typing import Any
 
 from fagen.families.base import Family, Kernel, Plan, Rule, knob
-from fagen.model import Binary, Candidate, Failure, Measurement, Problem, Source, Workload
+from fagen.model import Binary, Candidate, Failure, Measurement, Problem, Source
 from fagen.neighbours import Conditions
 from fagen.target import Target
+from fagen.workload import Workload
 
 FOLDER = Path(__file__).parent
 

@@ -16,10 +16,11 @@ from fagen.cases import of_workload
 from fagen.families import FAMILIES, families_for, family_named
 from fagen.families.base import Space
 from fagen.library import Library
-from fagen.model import Candidate, Failure, Problem, Workload
+from fagen.model import Candidate, Failure, Problem
 from fagen.pool import Pool
 from fagen.render import Renderer
 from fagen.workbench import Workbench
+from fagen.workload import Workload
 from tests.recorded import FOLDER
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"

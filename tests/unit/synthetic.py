@@ -15,9 +15,10 @@ from pathlib import Path
 from statistics import median
 
 from fagen.families.base import Family, Kernel, Plan, Rule, Space, Step, knob, product
-from fagen.model import Binary, Candidate, Failure, Measurement, Problem, Source, Workload
+from fagen.model import Binary, Candidate, Failure, Measurement, Problem, Source
 from fagen.neighbours import Conditions
 from fagen.target import Target
+from fagen.workload import Workload
 
 TARGET = Target("synthetic", "cuda", (9, 0), 132, 227 << 10, l2_bytes=50 << 20, memory_gb_s=4800.0)
 PROBLEM = Problem.parse("fwd-bf16-d128-causal")

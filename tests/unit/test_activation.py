@@ -16,7 +16,8 @@ from torch import Tensor
 
 from fagen import paths
 from fagen.emit import Shipped, emit
-from fagen.model import Entry, Measurement, Workload
+from fagen.model import Entry, Measurement
+from fagen.workload import Workload
 from tests.unit import toykernel
 
 NAME = "active_attention"

@@ -16,8 +16,8 @@ from torch.nn.functional import scaled_dot_product_attention as taken_before
 from fagen.capture import VARIABLE, capture
 from fagen.cli import main
 from fagen.errors import UsageError
-from fagen.model import Workload
 from fagen.spec import from_capture, from_yaml, to_yaml, unserved
+from fagen.workload import Workload
 
 DEFAULT = Workload(1, 1, 1, 1, 1)
 

@@ -16,8 +16,9 @@ torch = pytest.importorskip("torch")
 
 from fagen.families.base import Space  # noqa: E402
 from fagen.families.cpu import CPU  # noqa: E402
-from fagen.model import Candidate, Problem, Workload  # noqa: E402
+from fagen.model import Candidate, Problem  # noqa: E402
 from fagen.target import Target  # noqa: E402
+from fagen.workload import Workload  # noqa: E402
 from tests.cpu.harness import TORCH_DTYPE, Harness, default, make_params  # noqa: E402
 
 GUARD = 64  # elements on either side of every tensor, which must stay as they are

@@ -19,9 +19,10 @@ from fagen.emit import Shipped, emit
 from fagen.errors import FagenError, StoreError, UsageError
 from fagen.families import families_for
 from fagen.link import find_cc
-from fagen.model import Entry, Measurement, Problem, Workload
+from fagen.model import Entry, Measurement, Problem
 from fagen.render import Renderer
 from fagen.store import Store
+from fagen.workload import Workload
 from tests.unit import toykernel
 
 MEASURED = Measurement(10.0, 9.0, 11.0, 5, 0.25, "lse", tflops=1.5)

@@ -16,10 +16,11 @@ import pytest
 
 from bench import memory, repeat, soak, suite_package
 from fagen.families import FAMILIES, families_for
-from fagen.model import Entry, Failure, Measurement, Problem, Workload
+from fagen.model import Entry, Failure, Measurement, Problem
 from fagen.pool import Verdict
 from fagen.store import Store
 from fagen.target import Target
+from fagen.workload import Workload
 from tests.unit.imported import imported
 
 ROOT = Path(__file__).parents[2]

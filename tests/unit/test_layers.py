@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("build", "render", "store", "proof"),
     ("compilers", "diskspace", "entryfile", "yamlfile", "devices"),
     ("families",),
-    ("model", "target", "packing", "patterns", "paths", "errors"),
+    ("model", "target", "workload", "packing", "patterns", "paths", "errors"),
     ("runtime",),  # copied into emitted packages, so it imports nothing of fagen
     ("__init__",),
 )

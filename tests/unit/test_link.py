@@ -23,8 +23,9 @@ from fagen.errors import BuildError, UsageError
 from fagen.families.base import Family, Kernel, Plan, Region, Step, TensorMap, product
 from fagen.library import Library, Params
 from fagen.link import Part, find_cc, link, table
-from fagen.model import Binary, Candidate, Problem, Source, Workload
+from fagen.model import Binary, Candidate, Problem, Source
 from fagen.target import Target
+from fagen.workload import Workload
 from tests.unit import toykernel
 
 HERE = Path(__file__).parent

@@ -16,7 +16,8 @@ import torch
 from fagen import paths
 from fagen.build import find_cxx
 from fagen.emit import Shipped, emit
-from fagen.model import Entry, Measurement, Workload
+from fagen.model import Entry, Measurement
+from fagen.workload import Workload
 from tests.unit import toykernel
 
 NAME = "linked_attention"

@@ -10,7 +10,8 @@ from fagen.cases import Case, of_workload
 from fagen.errors import UsageError
 from fagen.library import Params
 from fagen.masks import DrawnBlocks, drawn, point
-from fagen.model import Problem, Workload
+from fagen.model import Problem
+from fagen.workload import Workload
 from tests.unit.test_data_patterns import Asked
 
 

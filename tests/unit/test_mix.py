@@ -17,10 +17,11 @@ from fagen.cases import Case
 from fagen.errors import UsageError
 from fagen.inputs import random_inputs
 from fagen.library import Params
-from fagen.model import Problem, Workload
+from fagen.model import Problem
 from fagen.patterns import CAUSAL, Mix, parse_pattern
 from fagen.pieces import Pieces
 from fagen.reference import Solver
+from fagen.workload import Workload
 from tests.unit.harness import compiled
 from tests.unit.test_data_patterns import ASK, agree
 from tests.unit.test_sparse_patterns import some_tiles

@@ -7,10 +7,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fagen.errors import UsageError
-from fagen.model import DTYPES, FEATURES, OPS, Problem, Workload
+from fagen.model import DTYPES, FEATURES, OPS, Problem
 from fagen.packing import draw
 from fagen.patterns import Band, parse_pattern
 from fagen.target import KNOWN_TARGETS, Target
+from fagen.workload import Workload
 
 dims = st.integers(1, 32).map(lambda n: 8 * n)
 patterns = st.sampled_from(["dense", "causal", "causal-topleft"]).map(parse_pattern) | st.builds(

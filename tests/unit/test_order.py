@@ -17,13 +17,14 @@ from fagen.cases import Case
 from fagen.families import FAMILIES
 from fagen.library import Params
 from fagen.masks import ORDERS, RUNS, drawn, point
-from fagen.model import Problem, Workload
+from fagen.model import Problem
 from fagen.paths import templates
 from fagen.render import Renderer
 from fagen.runtime.package import order
 from fagen.runtime.package.blockmask import BlockSparseMask
 from fagen.runtime.package.documents import DocumentMask
 from fagen.target import Target
+from fagen.workload import Workload
 from tests.unit.harness import compiled
 
 QUERIES, KEYS = 6, 7  # where struct fagen_mask holds the orders of a mask of blocks

@@ -30,8 +30,9 @@ from fagen import paths
 from fagen.build import Builder, Cache
 from fagen.emit import Shipped, emit
 from fagen.link import Part, find_cc
-from fagen.model import Entry, Measurement, Source, Workload
+from fagen.model import Entry, Measurement, Source
 from fagen.patterns import parse_pattern
+from fagen.workload import Workload
 from tests.unit import toykernel
 from tests.unit.imported import imported
 

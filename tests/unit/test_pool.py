@@ -17,9 +17,10 @@ from fagen.builds import Builds, Built, signal_tree
 from fagen.cases import of_workload
 from fagen.errors import RunError, SetupError
 from fagen.lock import DeviceLock
-from fagen.model import Failure, Workload
+from fagen.model import Failure
 from fagen.pool import Limits, Pool, reproduce
 from fagen.target import Target
+from fagen.workload import Workload
 from tests.faults.family import candidate, renderer
 
 ROOT = Path(__file__).parents[2]

@@ -13,10 +13,11 @@ import pytest
 
 from fagen.budget import Budget
 from fagen.cli import main
-from fagen.model import Candidate, Entry, Failure, Workload
+from fagen.model import Candidate, Entry, Failure
 from fagen.recheck import Finding, recheck
 from fagen.search import tune
 from fagen.store import Store
+from fagen.workload import Workload
 from tests.unit.synthetic import FAMILY, PROBLEM, SLOWER, TARGET, WORKLOAD, FakePool, true_us
 
 ROUNDS = 20

@@ -12,8 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fagen import reference
 from fagen.cases import INPUTS, NOT_FINITE, Case
 from fagen.inputs import random_inputs
-from fagen.model import Problem, Workload
+from fagen.model import Problem
 from fagen.patterns import parse_pattern
+from fagen.workload import Workload
 
 SIZES = [(5, 5), (7, 12), (12, 7), (1, 9), (33, 1)]
 PATTERNS = ["dense", "causal", "causal-topleft", "window3", "window2x4", "prefix4", "blockdiag3",

@@ -13,9 +13,10 @@ import pytest
 from fagen.build import Builder, Cache
 from fagen.builds import Builds
 from fagen.cli import main
-from fagen.model import Candidate, Entry, Measurement, Source, Workload
+from fagen.model import Candidate, Entry, Measurement, Source
 from fagen.refresh import Finding, refresh
 from fagen.store import Store, staleness
+from fagen.workload import Workload
 from tests.unit import toykernel
 from tests.unit.toykernel import TARGET, TOY
 

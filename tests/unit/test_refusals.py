@@ -17,8 +17,9 @@ import torch
 
 from fagen import compilers, paths
 from fagen.emit import Shipped, emit
-from fagen.model import Entry, Measurement, Workload
+from fagen.model import Entry, Measurement
 from fagen.target import Target
+from fagen.workload import Workload
 from tests.unit import toykernel
 from tests.unit.test_link import cuda_part
 

@@ -11,9 +11,10 @@ import pytest
 
 from fagen.budget import EFFORTS
 from fagen.families.base import Rule
-from fagen.model import Candidate, Entry, Failure, Measurement, Problem, Workload
+from fagen.model import Candidate, Entry, Failure, Measurement, Problem
 from fagen.search import tune
 from fagen.store import Store
+from fagen.workload import Workload
 from tests.unit import synthetic
 from tests.unit.synthetic import TARGET, FakePool, true_us
 

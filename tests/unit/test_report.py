@@ -24,11 +24,12 @@ from fagen.errors import StoreError
 from fagen.export import export, invalidity
 from fagen.families import families_for, family_named
 from fagen.history import Search, searches
-from fagen.model import Failure, Problem, Workload
+from fagen.model import Failure, Problem
 from fagen.report import Page
 from fagen.search import tune
 from fagen.store import Store
 from fagen.target import Target
+from fagen.workload import Workload
 from tests.unit.synthetic import FAMILY, PROBLEM, SLOWER, TARGET, WORKLOAD, FakePool
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),

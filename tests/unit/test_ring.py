@@ -11,7 +11,8 @@ import pytest
 
 from fagen import paths
 from fagen.emit import Shipped, emit
-from fagen.model import Entry, Measurement, Workload
+from fagen.model import Entry, Measurement
+from fagen.workload import Workload
 from tests.unit import toykernel
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ring_attention.py"

@@ -13,11 +13,12 @@ from fagen import peers
 from fagen.budget import Budget
 from fagen.cases import Case
 from fagen.inputs import random_inputs
-from fagen.model import Entry, Problem, Workload
+from fagen.model import Entry, Problem
 from fagen.rivals import rivals, standing
 from fagen.search import tune
 from fagen.store import Store
 from fagen.trial import Event
+from fagen.workload import Workload
 from tests.unit.synthetic import FAMILY, PROBLEM, TARGET, WORKLOAD, FakePool
 
 SQUARE, LONG = Workload(1, 2, 1, 48, 48), Workload(1, 2, 1, 48, 80)

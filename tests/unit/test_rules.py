@@ -12,8 +12,9 @@ import pytest
 from fagen.errors import UsageError
 from fagen.families import FAMILIES, families_for, family_named
 from fagen.families.base import Family, Space, constants, parse_config
-from fagen.model import Candidate, Problem, Workload
+from fagen.model import Candidate, Problem
 from fagen.target import KNOWN_TARGETS, Target
+from fagen.workload import Workload
 
 WORKLOAD = Workload(2, 8, 2, 1000, 1200)
 PROBLEMS = [

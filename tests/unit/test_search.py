@@ -18,9 +18,10 @@ from fagen import journal
 from fagen.budget import EFFORTS, Budget
 from fagen.errors import INTERRUPTED, RunError, StoreError, UsageError
 from fagen.families.base import Space, knob
-from fagen.model import Candidate, Entry, Problem, Workload
+from fagen.model import Candidate, Entry, Problem
 from fagen.search import Event, Interrupted, journal_path, tune
 from fagen.store import Store
+from fagen.workload import Workload
 from tests.faults.table import fault
 from tests.unit import synthetic
 from tests.unit.synthetic import (

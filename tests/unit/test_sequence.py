@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fagen import paths
 from fagen.families.base import product
-from fagen.model import Workload
+from fagen.workload import Workload
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 

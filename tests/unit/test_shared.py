@@ -22,12 +22,13 @@ from fagen.budget import Budget
 from fagen.errors import SetupError, StoreError, UsageError
 from fagen.ledger import Away, Proposal
 from fagen.members import Members
-from fagen.model import Candidate, Workload
+from fagen.model import Candidate
 from fagen.outbox import Outbox
 from fagen.search import tune
 from fagen.shared import Shared
 from fagen.storage import Pace, Storage, spelled, without_password
 from fagen.store import Store
+from fagen.workload import Workload
 from tests.faults.table import fault
 from tests.unit.synthetic import FAMILY, PROBLEM, TARGET, WORKLOAD, FakePool
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from fagen.errors import StoreError
-from fagen.model import Entry, Measurement, Problem, Workload
+from fagen.model import Entry, Measurement, Problem
 from fagen.shipment import Known, chosen, told, without_stale
 from fagen.target import Target
+from fagen.workload import Workload
 
 H200, A100 = Target.known("h200"), Target.known("a100")
 DENSE, CAUSAL = (Problem.parse(f"fwd-bf16-d64-{p}") for p in ("dense", "causal"))

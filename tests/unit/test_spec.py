@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from fagen.errors import UsageError
-from fagen.model import Workload
 from fagen.spec import from_hf, from_suite, from_yaml
+from fagen.workload import Workload
 
 DEFAULT = Workload(1, 8, 8, 2048, 2048)
 

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from fagen import yamlfile
 from fagen.entryfile import read_file, to_text
 from fagen.errors import StoreError
-from fagen.model import Entry, Measurement, Problem, Workload
+from fagen.model import Entry, Measurement, Problem
 from fagen.store import Store, candidate, distance, staleness
 from fagen.target import KNOWN_TARGETS, Target
+from fagen.workload import Workload
 from tests.unit.synthetic import FAMILY, PROBLEM, TARGET, WORKLOAD, Config, FakeRenderer
 
 MEASUREMENT = Measurement(812.3456789, 810.0, 815.0, 60, 0.4123456, "o", 1980.0, 677.123456, 0)

@@ -16,11 +16,12 @@ from fagen.budget import Budget
 from fagen.cli.output import thrown_away
 from fagen.families.base import Rule
 from fagen.history import searches
-from fagen.model import Candidate, Entry, Failure, Measurement, Workload
+from fagen.model import Candidate, Entry, Failure, Measurement
 from fagen.neighbours import Conditions
 from fagen.search import Event, tune
 from fagen.store import Store
 from fagen.taint import Guard, Look, Usual
+from fagen.workload import Workload
 from tests.faults.table import fault
 from tests.unit import synthetic
 from tests.unit.synthetic import PROBLEM, TARGET, WORKLOAD, FakePool, true_us

@@ -23,9 +23,10 @@ from fagen.devices import host
 from fagen.emit import Shipped, emit
 from fagen.families import families_for
 from fagen.link import Part
-from fagen.model import Entry, Measurement, Problem, Workload
+from fagen.model import Entry, Measurement, Problem
 from fagen.render import Renderer
 from fagen.target import Target
+from fagen.workload import Workload
 from tests.unit.imported import imported
 
 transformers = pytest.importorskip("transformers")

@@ -13,10 +13,11 @@ from fagen.call import Call
 from fagen.cases import Case, long_list, of_workload, short_list
 from fagen.errors import WrongResult
 from fagen.inputs import DTYPES, OFFSETS, POISON, Buffer, outputs
-from fagen.model import Problem, Workload
+from fagen.model import Problem
 from fagen.pieces import Pieces
 from fagen.reference import difference, tiles
 from fagen.verify import SAMPLED_SCORES, Checker, MemoryDamaged, prepare
+from fagen.workload import Workload
 
 
 class Textbook:

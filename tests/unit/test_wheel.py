@@ -15,8 +15,9 @@ import pytest
 from fagen import paths
 from fagen.emit import Shipped, emit
 from fagen.errors import FagenError
-from fagen.model import Entry, Measurement, Workload
+from fagen.model import Entry, Measurement
 from fagen.wheel import platform_of, wheel
+from fagen.workload import Workload
 from tests.unit import toykernel
 
 

@@ -15,9 +15,10 @@ from fagen import paths
 from fagen.build import Builder, Cache
 from fagen.families.base import Family, Kernel, Plan, Region, knob, product
 from fagen.link import Part
-from fagen.model import Candidate, Problem, Source, Workload
+from fagen.model import Candidate, Problem, Source
 from fagen.render import symbol
 from fagen.target import Target
+from fagen.workload import Workload
 
 BEFORE = """
 #include <math.h>

@@ -17,8 +17,9 @@ from fagen import paths
 from fagen.errors import RunError
 from fagen.families.base import Plan, TensorMap
 from fagen.library import Params, View
-from fagen.model import Candidate, Workload
+from fagen.model import Candidate
 from fagen.render import Renderer
+from fagen.workload import Workload
 from tests.emulated.emulator.ptx_sm90 import translate
 
 HERE = Path(__file__).parent
