@@ -52,6 +52,10 @@ class ForwardConfig:
         says="O through shared memory and TMA, or from registers",
     )
     ctas_per_sm: int = knob(1, 2, default=1, says="several CTAs per SM hide each other's ends")
+    half_blocks: bool = knob(
+        True, False, default=False,
+        says="64 rows that keep nothing of their last block's second half compute the first only",
+    )
 
     @property
     def block_m(self) -> int:
@@ -70,6 +74,11 @@ class ForwardConfig:
             self.block_m * v if self.epilogue == "staged" else 0,
         )
         return sum(-(-2 * elements // 1024) * 1024 for elements in arrays) + CONTROL_BYTES
+
+    def multiply_sizes(self, problem: Problem) -> list[int]:
+        """Every N of a 64 x N multiply."""
+        half = [padded(self.block_n // 2)] if self.half_blocks else []
+        return [self.block_n, *half, padded(problem.head_dim_v)]
 
     def registers(self, problem: Problem) -> int:
         """What a consumer thread gets; the formula of the template."""
@@ -100,6 +109,17 @@ def fits(config: ForwardConfig, problem: Problem, target: Target) -> bool:
 def _counted(problem: Problem) -> bool:
     """Do consumers count the blocks of a tile themselves?"""
     return problem.pattern.interval and "varlen" not in problem.features
+
+
+def _ends_by_pattern(problem: Problem) -> bool:
+    """Does the pattern say where a row's keys end, or the sequence alone?"""
+    pattern = problem.pattern
+    return not isinstance(pattern, Band) or pattern.right != UNBOUNDED
+
+
+def _may_halve(problem: Problem, block_n: int) -> bool:
+    """May the last block of 64 rows be half empty, and do the rows' own warps know?"""
+    return _counted(problem) and _ends_by_pattern(problem) and block_n > 64
 
 
 def _unequal(problem: Problem) -> bool:
@@ -143,6 +163,11 @@ FORWARD_RULES = (
     Rule(
         "tiles of unequal length are not dealt out in one direction, equal ones need nothing else",
         lambda c: c.config.schedule in ("grid", *_schedules(c.problem)),
+    ),
+    Rule(
+        "half blocks are for more than 64 keys a block, where consumers count the blocks "
+        "themselves and the pattern sets their end",
+        lambda c: not c.config.half_blocks or _may_halve(c.problem, c.config.block_n),
     ),
     Rule(
         "a CTA with one tile needs one buffer for queries; others have two where they fit",
@@ -208,7 +233,8 @@ def forward_default(problem: Problem, target: Target) -> ForwardConfig:
     _, warpgroups, block_n, stages = next(row for row in tiles if widest <= row[0])
     schedule = _schedules(problem)[0]
     choices = [
-        ForwardConfig(warpgroups, block_n, stages, q_buffers, schedule=schedule, epilogue=epilogue)
+        ForwardConfig(warpgroups, block_n, stages, q_buffers, schedule=schedule, epilogue=epilogue,
+                      half_blocks=_may_halve(problem, block_n))
         for q_buffers in (2, 1)
         for epilogue in ("staged", "direct")
     ]

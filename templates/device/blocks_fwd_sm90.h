@@ -44,6 +44,14 @@ FAGEN_DEVICE Blocks blocks_of(const P &pattern, int row, int rows, int seqlen_q)
                 (all.begin + BLOCK_N - 1) / BLOCK_N, clean / BLOCK_N};
 }
 
+// Is the kept part of these rows' last block in its first half?
+template <IntervalPattern P>
+FAGEN_DEVICE bool end_in_half(const P &pattern, int row, int rows, int seqlen_q) {
+  if constexpr (!HALF_BLOCKS) return false;
+  const int end = pattern.keys(row, min(row + rows, seqlen_q)).end;
+  return (end - 1) % BLOCK_N < HALF_BLOCK;
+}
+
 #include "device/order_fwd_sm90.h"
 constexpr int64_t SECTION_BYTES = 32 << 20;
 

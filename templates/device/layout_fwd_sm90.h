@@ -19,6 +19,8 @@ using KTile = Panels<BLOCK_N, QK_DIM>;
 using VTile = Panels<BLOCK_N, V_DIM>;
 using OTile = Panels<64, V_DIM>;
 static_assert(!PING_PONG || WARPGROUPS > 1);
+constexpr int HALF_BLOCK = HALF_BLOCKS ? round_up(BLOCK_N / 2, 16) : BLOCK_N;  // keys
+constexpr int HALF = -1;
 constexpr bool CROSS_TILE = SCHEDULE != Schedule::grid;
 
 // Where every row keeps one run of keys, consumers count the blocks of a tile themselves. Else, and

@@ -14,11 +14,12 @@ struct Stream<P> : Consumer {
     return block >= own.clean_end || block < own.clean_begin;
   }
 
-  FAGEN_DEVICE void first_block() {
+  template <int COUNT>
+  FAGEN_DEVICE void first_block(float (&s)[COUNT]) {
     const int block = own.end - 1;
-    scores_alone();
-    first_softmax(block, masked(block), last(block));
-    pack_probabilities();
+    scores_alone(s);
+    first_softmax(s, block, masked(block), last(block));
+    pack_probabilities(s);
   }
 
   // Everything of a tile behind its first block, but for the last P V.
@@ -78,13 +79,21 @@ struct Stream<P> : Consumer {
         else
           skip_v();
       }
-      if (cross)
-        first_block_after(before, own.end - 1, masked(own.end - 1), last(own.end - 1));
-      else
-        first_block();
+      const bool halved = end_in_half(pattern, output.first_row(tile), 64, p.seqlen_q);
+      if (halved) {
+        float half[HALF_BLOCK / 2];
+        if (cross)
+          first_block_after(half, before, own.end - 1, true, last(own.end - 1));
+        else
+          first_block(half);
+      } else if (cross) {
+        first_block_after(s, before, own.end - 1, masked(own.end - 1), last(own.end - 1));
+      } else {
+        first_block(s);
+      }
 #pragma unroll 1
       for (; skipped_v > 0; skipped_v--) skip_v();
-      accumulate = 0;
+      accumulate = halved ? HALF : 0;
       other_blocks();
       pending = true;
       before = tile;

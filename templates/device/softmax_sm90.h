@@ -32,23 +32,24 @@ struct RowState {
   float reference[2], sum[2];
 };
 
-template <int N>
 struct OnlineSoftmax : RowState {
-  using Scores = float[N / 2];
   float scale;          // log2(e) / sqrt(d), or what the caller chose
   float correction[2];  // by which the output so far must be multiplied
 
-  static FAGEN_DEVICE float row_max(const Scores &s, int row) {
+  template <int COUNT>
+  static FAGEN_DEVICE float row_max(const float (&s)[COUNT], int row) {
     float m = -INFINITY;
 #pragma unroll
-    for (int i = 2 * row; i < N / 2; i += 4) m = fmaxf(m, fmaxf(s[i], s[i + 1]));
+    for (int i = 2 * row; i < COUNT; i += 4) m = fmaxf(m, fmaxf(s[i], s[i + 1]));
     return quad_max(m);
   }
 
   // Scores to probabilities; returns nothing, adds to `total`.
-  FAGEN_DEVICE void exponentials(Scores &s, const float (&reference)[2], float (&total)[2]) const {
+  template <int COUNT>
+  FAGEN_DEVICE void exponentials(float (&s)[COUNT], const float (&reference)[2],
+                                 float (&total)[2]) const {
 #pragma unroll
-    for (int i = 0; i < N / 2; i++) {
+    for (int i = 0; i < COUNT; i++) {
       const int row = i >> 1 & 1;
       s[i] = exp2_fast(fmaf(s[i], scale, -reference[row]));
       total[row] += s[i];
@@ -62,8 +63,8 @@ struct OnlineSoftmax : RowState {
   }
 
   // The first block of a row when FIRST, any other when not. Safe for rows with nothing kept yet.
-  template <bool FIRST, Softmax KIND>
-  FAGEN_DEVICE void followed(Scores &s) {
+  template <bool FIRST, Softmax KIND, int COUNT>
+  FAGEN_DEVICE void followed(float (&s)[COUNT]) {
     float from[2];
 #pragma unroll
     for (int row = 0; row < 2; row++) {
@@ -87,7 +88,8 @@ struct OnlineSoftmax : RowState {
   }
 
   // A later, unmasked block on the reference as it stands. False when a probability overflowed.
-  FAGEN_DEVICE bool anchored(Scores &s) {
+  template <int COUNT>
+  FAGEN_DEVICE bool anchored(float (&s)[COUNT]) {
     float total[2] = {0.f, 0.f};
     correction[0] = correction[1] = 1.f;
     exponentials(s, reference, total);
@@ -99,14 +101,15 @@ struct OnlineSoftmax : RowState {
   }
 
   // Rare: divide each row that has grown by a power of two, and move its reference as far.
-  FAGEN_DEVICE bool move_anchor(Scores &s, float (&total)[2]) {
+  template <int COUNT>
+  FAGEN_DEVICE bool move_anchor(float (&s)[COUNT], float (&total)[2]) {
 #pragma unroll
     for (int row = 0; row < 2; row++) {
       const int exponent = (__float_as_int(row_max(s, row)) >> 23) - 127;
       const int shift = min(max(exponent, 0), 126);
       const float factor = __int_as_float((127 - shift) << 23);
 #pragma unroll
-      for (int i = 2 * row; i < N / 2; i += 4) {
+      for (int i = 2 * row; i < COUNT; i += 4) {
         s[i] *= factor;
         s[i + 1] *= factor;
       }

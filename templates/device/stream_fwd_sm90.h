@@ -36,17 +36,17 @@ struct Stream : Consumer {
 
   // A block with no product behind it.
   FAGEN_DEVICE void alone(int block, bool masked, bool last) {
-    scores_alone();
+    scores_alone(s);
     release_k();
     if (last) release_q();
-    if (masked) mask(block);
+    if (masked) mask(s, block);
     if (!begun) {
       softmax.reference[0] = softmax.reference[1] = -INFINITY;
       softmax.sum[0] = softmax.sum[1] = 0.f;
       accumulate = 0;
     }
     softmax.template followed<false, SAFE>(s);
-    pack_probabilities();
+    pack_probabilities(s);
     rescale();
   }
 
@@ -63,7 +63,7 @@ struct Stream : Consumer {
     if (!pending) {
       alone(block, masked, last);
     } else if (!begun) {
-      first_block_after(before(), block, masked, last);
+      first_block_after(s, before(), block, masked, last);
       accumulate = 0;
     } else if (REDO && kind == FREE) {
       step<SOFTMAX>(block, false, last);

@@ -106,11 +106,15 @@ def test_corners_compile_without_spills_or_advice(builder: Builder, dims: str) -
     assert not dirty, "\n".join(dirty)
 
 
-# Of a grown space, what a covering sample may miss: the most keys, and three stages of 96.
+# Of a grown space, what a covering sample may miss: the most keys, three stages of 96, half blocks
+# with no register to spare.
 TIGHT = [
     ("fwd-fp16-d64-window300", {"warpgroups": 1, "ctas_per_sm": 2, "block_n": 176,
                                 "softmax": "lazy", "ping_pong": False, "stages": 2}),
     ("fwd-fp16-d112-window300", {"warpgroups": 3, "block_n": 96, "stages": 3}),
+    ("fwd-bf16-d64-causal", {"warpgroups": 3, "block_n": 128, "stages": 2, "half_blocks": True}),
+    ("fwd-bf16-d96-window64x64", {"warpgroups": 3, "block_n": 96, "stages": 2, "softmax": "exact",
+                                  "half_blocks": True}),
     ("fwd-bf16-d64-blocks32", {"warpgroups": 3, "block_n": 64, "stages": 2, "schedule": "snake"}),
 ]
 
@@ -131,6 +135,21 @@ def test_one_warpgroup_with_half_of_an_sm_has_no_room_for_192_keys_under_a_windo
     for pattern, allowed in (("window300", False), ("window64x64", False), ("dense", True)):
         broken = SM90.broken_rules(default(f"fwd-fp16-d64-{pattern}").with_config(**knobs))
         assert any("half of an SM" in rule.says for rule in broken) != allowed
+
+
+@pytest.mark.parametrize(("slug", "block_n", "allowed"), [
+    ("fwd-bf16-d64-causal", 128, True), ("fwd-bf16-d64-causal", 80, True),
+    ("fwd-bf16-d64-causal", 64, False),  # 64 rows reach the end of 64 keys
+    ("fwd-bf16-d64-dense", 128, False), ("fwd-bf16-d64-window64x64", 128, True),
+    ("fwd-bf16-d64-prefix512", 128, True), ("fwd-bf16-d64-causal+varlen", 128, False),
+    ("fwd-bf16-d64-longformer-w256-g64", 128, False),
+])
+def test_half_blocks_are_for_rows_that_end_within_a_block(
+    slug: str, block_n: int, allowed: bool
+) -> None:
+    knobs = {"warpgroups": 2, "block_n": block_n, "stages": 2, "half_blocks": True}
+    broken = SM90.broken_rules(default(slug).with_config(**knobs))
+    assert any("half blocks" in rule.says for rule in broken) != allowed
 
 
 def test_an_anchor_for_112_keys_wants_more_registers_than_three_warpgroups_leave() -> None:
@@ -163,7 +182,8 @@ def test_every_head_dim_has_a_legal_default(dim: int, pattern: str) -> None:
 @pytest.mark.parametrize("dims", CORNERS)
 def test_space_is_small(dims: str) -> None:
     space = Space(Problem.parse(f"fwd-bf16-d{dims}-causal"), H200, SM90)
-    assert 10 <= sum(1 for _ in space.legal()) <= 700  # of which two thirds are schedules
+    # Of each six, two thirds are schedules, and half of those have half blocks.
+    assert 10 <= sum(1 for _ in space.legal()) <= 1100
 
 
 @pytest.mark.parametrize("dim", range(8, 257, 8))

@@ -95,14 +95,21 @@ FORWARD: tuple[Row, ...] = (
                             "warpgroups": 1, "ping_pong": False, "ctas_per_sm": 2}),
     ("fwd-bf16-d128-causal", {}),
     ("fwd-bf16-d128-dense", {"softmax": "anchored", "block_n": 160, "q_buffers": 1}),
-    ("fwd-fp16-d128-window20x5", {"softmax": "exact", "warpgroups": 3, "block_n": 64}),
+    ("fwd-fp16-d128-window20x5", {"softmax": "exact", "warpgroups": 3, "block_n": 64,
+                                  "half_blocks": False}),
     ("fwd-bf16-d80-window128", {"softmax": "anchored", "ping_pong": False}),
-    ("fwd-fp16-d40-causal-topleft", {"warpgroups": 2, "block_n": 80, "stages": 3}),
+    ("fwd-fp16-d40-causal-topleft", {"warpgroups": 2, "block_n": 80, "stages": 3,
+                                     "half_blocks": True}),
+    ("fwd-bf16-d64-window20x5", {"warpgroups": 3, "block_n": 128, "stages": 2, "softmax": "exact",
+                                 "half_blocks": True}),
+    ("fwd-bf16-d72-prefix100", {"schedule": "grid", "q_buffers": 1, "half_blocks": True}),
+    ("fwd-fp16-d128-causal", {"half_blocks": False}),
     ("fwd-bf16-d256-causal", {}),
     ("fwd-bf16-d192x128-dense", {}),
-    ("fwd-fp16-d24x72-window3", {"warpgroups": 3, "block_n": 64, "stages": 4}),
+    ("fwd-fp16-d24x72-window3", {"warpgroups": 3, "block_n": 64, "stages": 4,
+                                 "half_blocks": False}),
     ("fwd-bf16-d160-causal", {"schedule": "grid", "q_buffers": 1, "block_n": 64, "stages": 4,
-                              "softmax": "anchored", "epilogue": "direct"}),
+                              "softmax": "anchored", "epilogue": "direct", "half_blocks": False}),
     ("fwd-bf16-d64-causal", {"schedule": "snake", "warpgroups": 1, "ping_pong": False,
                              "stages": 2, "ctas_per_sm": 2}),
 )
@@ -124,6 +131,44 @@ def test_sections_that_fall_and_rise(emulator: Emulator, checker: Checker) -> No
     cases = {case("b3-h4x2-s193x257"): {"late": 0, "sms": 2},
              case("b1-h5-s300x77"): {"late": 1, "sms": 3}}
     check(emulator, checker, row, cases, small)
+
+
+HALVES: Row = ("fwd-fp16-d64-causal-topleft", {
+    "warpgroups": 2, "block_n": 128, "stages": 2, "half_blocks": True,
+})
+
+
+@pytest.mark.parametrize("tiles", [1, 2, 3])
+def test_half_a_block_at_the_rim_is_left_out(
+    emulator: Emulator, checker: Checker, tiles: int
+) -> None:
+    def columns(halved: bool) -> int:
+        slug, knobs = HALVES
+        row = slug, {**knobs, "half_blocks": halved}
+        check(emulator, checker, row, {case(f"b1-h1-s{128 * tiles}"): {"late": 1}})
+        return emulator.columns_multiplied()
+
+    of_scores, of_output = 64 // 16 * 128, 128 // 16 * 64
+    blocks = tiles * (tiles + 1)  # of both warpgroups
+    assert columns(False) == blocks * (of_scores + of_output)
+    assert columns(True) == (blocks - tiles / 2) * (of_scores + of_output)
+
+
+def test_what_half_a_block_leaves_out_is_not_read(emulator: Emulator, checker: Checker) -> None:
+    """A NaN there would spoil rows whose probabilities are 0."""
+    candidate, one = candidate_of(HALVES), case("b1-h2-s64x128")
+    clean = checker.prepared(candidate.problem, one).inputs
+    dirty = {**clean, **copied(candidate.problem, one, {name: clean[name] for name in "kv"})}
+    for tensor in "kv":
+        dirty[tensor].values[:, :, 64:] = float("nan")
+    results = []
+    for inputs in (clean, dirty):
+        library = emulator.library(candidate, late=1)
+        call = Call.bind(library, candidate.problem, one, inputs, "cpu", 1)
+        call.poison()
+        call()
+        results.append([output.bits.clone() for output in call.outputs.values()])
+    assert all(map(torch.equal, *results))
 
 
 # --- backward ------------------------------------------------------------------------------------
@@ -303,6 +348,14 @@ BLIND: tuple[tuple[str, Row, Edit], ...] = (
      ("claim_registers_to<CONSUMER_REGISTERS>", "claim_registers_to<152>")),
     ("overflow goes unreported", ("fwd-fp16-d64-causal", {"softmax": "anchored"}),
      ("atomicOr(&shared.control().overflowed[(received - 1) % NOTES], 1 << group);", ";")),
+    ("keys behind the half block", ("fwd-bf16-d64-window20x5",
+                                    {"warpgroups": 2, "block_n": 128, "stages": 2,
+                                     "half_blocks": True}),
+     ("(end - 1) % BLOCK_N < HALF_BLOCK", "(end - 1) % BLOCK_N < HALF_BLOCK + 16")),
+    ("the half block's P V sums over all of it", ("fwd-fp16-d128-causal-topleft", {}),
+     ("accumulate = halved ? HALF : 0;", "accumulate = 0;")),
+    ("the next P V sums over half", ("fwd-fp16-d128-causal-topleft", {}),
+     ("    accumulate = 1;\n", "    accumulate |= 1;\n")),
     ("operands in the wrong order", ("fwd-bf16-d64-dense", {}),
      ('"cvt.rn.bf16x2.f32 %0, %1, %2;"', '"cvt.rn.bf16x2.f32 %0, %2, %1;"')),
     ("tiles are counted from what was there before", ("fwd-bf16-d128-causal", {}),

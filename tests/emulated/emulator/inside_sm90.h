@@ -128,6 +128,7 @@ struct Running {
 extern Thread *self;
 extern Mode mode;
 extern std::mt19937 dice;
+extern long columns_multiplied;  // by 64 x N x 16 multiplies, all N together
 extern std::string remark;  // what did no harm by itself, but explains a NaN
 
 std::string text(const char *format, ...) __attribute__((format(printf, 1, 2)));

@@ -18,6 +18,7 @@ std::deque<std::function<void()>> arriving;
 static jmp_buf scheduler, ending;
 static unsigned round_number;
 std::string remark;
+long columns_multiplied;
 static std::string trouble;
 static std::vector<std::unique_ptr<Running>> launches;
 
@@ -300,6 +301,7 @@ extern "C" const char *emulate(const machine::Launch *steps, int count, const ma
   dice.seed(mode.seed);
   trouble.clear();
   remark.clear();
+  columns_multiplied = 0;
   if (!setjmp(ending)) {
     for (int i = 0; i < count; i++) {
       launches.push_back(std::make_unique<Running>());
@@ -313,5 +315,6 @@ extern "C" const char *emulate(const machine::Launch *steps, int count, const ma
   return trouble.empty() ? nullptr : trouble.c_str();
 }
 
+extern "C" long columns_multiplied_in_run() { return machine::columns_multiplied; }
 // What did no harm by itself, but explains a NaN; empty when there is nothing to say.
 extern "C" const char *remark_on_run() { return machine::remark.c_str(); }

@@ -95,6 +95,7 @@ def the_machine() -> ctypes.CDLL:
         subprocess.run(["g++", *FLAGS, "-O3", *sources, "-o", library], check=True)
         handle = ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
     handle.emulate.restype = handle.remark_on_run.restype = ctypes.c_char_p
+    handle.columns_multiplied_in_run.restype = ctypes.c_long
     return handle
 
 
@@ -135,6 +136,10 @@ class Emulator:
     ) -> EmulatedLibrary:
         path = self.prepare(candidate, edit).result()
         return EmulatedLibrary(the_machine(), candidate, ctypes.CDLL(str(path)), **mode)
+
+    def columns_multiplied(self) -> int:
+        """N of every 64 x N x 16 multiply of the last run, summed."""
+        return int(the_machine().columns_multiplied_in_run())
 
 
 def _plan(candidate: Candidate) -> Plan:

@@ -111,6 +111,7 @@ static void fetch_registers(const Operation &op, float *out) {
 static void compute(Block &block, Operation &op) {
   static float a[K * M], b[K * 256];
   const Multiply &what = op.what;
+  columns_multiplied += what.n;
   if (what.a_in_registers)
     fetch_registers(op, a);
   else
