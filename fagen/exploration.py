@@ -17,11 +17,12 @@ from fagen.ledger import Away, Ledger, Record
 from fagen.model import Binary, Candidate, Failure, Measurement, Problem
 from fagen.neighbours import Conditions
 from fagen.store import Store
-from fagen.taint import Guard, Look
+from fagen.taint import Guard
 from fagen.target import Target
 from fagen.trial import Event, Trial, from_record, to_record
 from fagen.tried import Tried
 from fagen.tunable import Pool
+from fagen.usual import Look
 from fagen.workload import Workload
 
 _AHEAD = 8  # candidates planned, so that builds run ahead of the device

@@ -21,11 +21,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
      "capture", "recheck", "refresh", "crew"),
     ("bench", "benchrun", "contenders", "passes", "suites"),
     ("search", "exploration", "explorer", "surrogate", "finale", "learned", "trial", "tried",
-     "portfolio", "budget", "taint", "kin", "journal", "studies", "shared", "board", "members",
-     "outbox", "storage", "ledger", "tunable", "emit", "wheel", "shipment"),
+     "portfolio", "budget", "taint", "usual", "kin", "journal", "studies", "shared", "board",
+     "members", "outbox", "storage", "ledger", "tunable", "emit", "wheel", "shipment"),
     ("pool", "builds", "child", "lock", "scratch", "rivals", "winner"),
     ("worker", "workbench", "peers", "masks", "verify", "timing", "neighbours", "call", "inputs",
-     "cases", "reference", "library", "pieces"),
+     "cases", "solver", "reference", "library", "pieces"),
     ("link", "kerneltable"),
     ("build", "render", "store", "proof"),
     ("compilers", "diskspace", "entryfile", "yamlfile", "devices"),
@@ -48,8 +48,8 @@ HOMES: dict[str, set[str]] = {
     "pycuda": {"compilers", "timing"},
     "matplotlib": {"plots", "draw"},
     "torch": {"worker", "workbench", "peers", "verify", "timing", "call", "inputs", "masks",
-              "reference", "pieces", "benchrun", "contenders", "passes", "ceiling", "capture",
-              "runtime"},
+              "solver", "reference", "pieces", "benchrun", "contenders", "passes", "ceiling",
+              "capture", "runtime"},
 }
 OPTIONAL_PEERS = {"flash_attn": {"contenders"}}
 

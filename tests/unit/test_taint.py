@@ -20,7 +20,8 @@ from fagen.model import Candidate, Entry, Failure, Measurement
 from fagen.neighbours import Conditions
 from fagen.search import Event, tune
 from fagen.store import Store
-from fagen.taint import Guard, Look, Usual
+from fagen.taint import Guard
+from fagen.usual import Look, Usual
 from fagen.workload import Workload
 from tests.faults.table import fault
 from tests.unit import synthetic
