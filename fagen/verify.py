@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fagen import reference
 from fagen.call import Call
 from fagen.cases import Case
 from fagen.errors import WrongResult
@@ -25,7 +24,7 @@ from fagen.inputs import POISON, Buffer, buffer, outputs, random_inputs
 from fagen.library import Library
 from fagen.model import Problem
 from fagen.pieces import Group, Pieces
-from fagen.reference import TILE_ROWS, difference, tiles
+from fagen.solver import TILE_ROWS, Solver, difference, tiles
 
 SAMPLED_GROUPS = 3  # at most, of a sampled case
 SAMPLED_SCORES = {"cpu": 1 << 30, "cuda": 1 << 34}  # in all sampled groups: seconds of reference
@@ -193,7 +192,7 @@ def prepare(problem: Problem, case: Case, device: str) -> Prepared:
     pieces = Pieces.of(problem, case.workload)
     everything = pieces.all()
     groups = _sample(pieces, device) if case.sampled else everything
-    solver = reference.Solver(problem, case, pieces, inputs)
+    solver = Solver(problem, case, pieces, inputs)
     if problem.op == "bwd":
         inputs |= {name: buffer(name, problem, case, device, POISON) for name in ("o", "lse")}
         for group in everything:

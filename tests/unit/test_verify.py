@@ -15,7 +15,7 @@ from fagen.errors import WrongResult
 from fagen.inputs import DTYPES, OFFSETS, POISON, Buffer, outputs
 from fagen.model import Problem
 from fagen.pieces import Pieces
-from fagen.reference import difference, tiles
+from fagen.solver import difference, tiles
 from fagen.verify import SAMPLED_SCORES, Checker, MemoryDamaged, prepare
 from fagen.workload import Workload
 
