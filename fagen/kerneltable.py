@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fagen.errors import UsageError
-from fagen.families.base import FACTORS, TENSORS, Plan, Product, Region, Step, TensorMap
+from fagen.families.plan import FACTORS, TENSORS, Plan, Product, Region, Step, TensorMap
 from fagen.model import DTYPES, OPS, Binary, Candidate, Source
 from fagen.render import symbol
 from fagen.workload import Workload

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from fagen.families.base import Family, Kernel, Plan, Rule, knob
+from fagen.families.base import Family, Kernel, Rule, knob
+from fagen.families.plan import Plan
 from fagen.model import Candidate, Problem
 from fagen.target import Target
 from fagen.workload import Workload

@@ -6,17 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from fagen.families.base import (
-    HALVES,
-    Family,
-    Kernel,
-    Plan,
-    Rule,
-    Step,
-    knob,
-    product,
-    symbol,
-)
+from fagen.families.base import HALVES, Family, Kernel, Rule, knob, symbol
+from fagen.families.plan import Plan, Step, product
 from fagen.families.sm80_bwd import BACKWARD_RULES, Backward
 from fagen.families.sm80_bwd import bytes_moved as backward_bytes
 from fagen.families.sm80_bwd import plan as backward_plan

@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fagen.families.base import (
-    HALVES,
-    Plan,
-    Region,
-    Rule,
-    Step,
-    knob,
-    product,
-    symbol,
-)
+from fagen.families.base import HALVES, Rule, knob, symbol
+from fagen.families.plan import Plan, Region, Step, product
 from fagen.families.sm80_limits import fits_registers, fits_shared, padded
 from fagen.model import Candidate, Problem
 from fagen.patterns import UNBOUNDED

@@ -4,18 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from fagen.families.base import (
-    HALVES,
-    Family,
-    Kernel,
-    Plan,
-    Region,
-    Rule,
-    Step,
-    TensorMap,
-    knob,
-    product,
-)
+from fagen.families.base import HALVES, Family, Kernel, Rule, knob
+from fagen.families.plan import Plan, Region, Step, TensorMap, product
 from fagen.families.sm90_bwd import BWD
 from fagen.families.sm90_sizes import padded, swizzle
 from fagen.model import Candidate, Problem

@@ -9,17 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fagen.families.base import (
-    HALVES,
-    Kernel,
-    Plan,
-    Region,
-    Rule,
-    Step,
-    TensorMap,
-    knob,
-    product,
-)
+from fagen.families.base import HALVES, Kernel, Rule, knob
+from fagen.families.plan import Plan, Region, Step, TensorMap, product
 from fagen.families.sm90_sizes import padded, panels, round_up, swizzle
 from fagen.model import Candidate, Problem
 from fagen.target import Target

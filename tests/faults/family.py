@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fagen import paths
-from fagen.families.base import Family, Kernel, Plan, Region, Step, knob, product
+from fagen.families.base import Family, Kernel, knob
+from fagen.families.plan import Plan, Region, Step, product
 from fagen.model import Candidate, Problem
 from fagen.render import Renderer, symbol
 from fagen.target import Target

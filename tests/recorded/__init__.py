@@ -17,7 +17,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fagen.families.base import Family, Kernel, Plan, Rule, knob
+from fagen.families.base import Family, Kernel, Rule, knob
+from fagen.families.plan import Plan
 from fagen.model import Binary, Candidate, Failure, Measurement, Problem, Source
 from fagen.neighbours import Conditions
 from fagen.target import Target

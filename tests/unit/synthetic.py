@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
-from fagen.families.base import Family, Kernel, Plan, Rule, Space, Step, knob, product
+from fagen.families.base import Family, Kernel, Rule, Space, knob
+from fagen.families.plan import Plan, Step, product
 from fagen.model import Binary, Candidate, Failure, Measurement, Problem, Source
 from fagen.neighbours import Conditions
 from fagen.target import Target

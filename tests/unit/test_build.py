@@ -13,7 +13,8 @@ import pytest
 
 from fagen.build import Builder, Cache, parse_ptxas
 from fagen.errors import BuildError, SetupError
-from fagen.families.base import Family, Kernel, Plan, knob
+from fagen.families.base import Family, Kernel, knob
+from fagen.families.plan import Plan
 from fagen.model import Candidate, Problem, Source
 from fagen.target import Target
 

@@ -20,7 +20,8 @@ import pytest
 from fagen import compilers, paths
 from fagen.devices import host
 from fagen.errors import BuildError, UsageError
-from fagen.families.base import Family, Kernel, Plan, Region, Step, TensorMap, product
+from fagen.families.base import Family, Kernel
+from fagen.families.plan import Plan, Region, Step, TensorMap, product
 from fagen.library import Library, Params
 from fagen.link import Part, find_cc, link, table
 from fagen.model import Binary, Candidate, Problem, Source

@@ -20,7 +20,7 @@ from fagen.library import Params
 from fagen.model import Problem
 from fagen.patterns import CAUSAL, Mix, parse_pattern
 from fagen.pieces import Pieces
-from fagen.reference import Solver
+from fagen.solver import Solver
 from fagen.workload import Workload
 from tests.unit.harness import compiled
 from tests.unit.test_data_patterns import ASK, agree

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fagen import paths
-from fagen.families.base import product
+from fagen.families.plan import product
 from fagen.workload import Workload
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")

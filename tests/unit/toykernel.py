@@ -13,7 +13,8 @@ from pathlib import Path
 
 from fagen import paths
 from fagen.build import Builder, Cache
-from fagen.families.base import Family, Kernel, Plan, Region, knob, product
+from fagen.families.base import Family, Kernel, knob
+from fagen.families.plan import Plan, Region, product
 from fagen.link import Part
 from fagen.model import Candidate, Problem, Source
 from fagen.render import symbol

@@ -15,7 +15,7 @@ from typing import Any
 
 from fagen import paths
 from fagen.errors import RunError
-from fagen.families.base import Plan, TensorMap
+from fagen.families.plan import Plan, TensorMap
 from fagen.library import Params, View
 from fagen.model import Candidate
 from fagen.render import Renderer
