@@ -146,7 +146,7 @@ def _region(region: Region) -> str:
 
 def _map(m: TensorMap) -> str:
     return (f"{{{TENSORS.index(m.tensor)}, {m.box_dim}, {m.box_rows}, {m.swizzle}, "
-            f"{m.head_dim}}}")
+            f"{m.head_dim}, {m.l2_fetch}}}")
 
 
 def _step(step: Step) -> str:

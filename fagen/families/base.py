@@ -22,11 +22,15 @@ from fagen.workload import Workload
 Choice = int | bool | str
 
 
-def knob(*choices: Choice, default: Choice, says: str, enum: str = "") -> Any:
-    """A tunable field. ``enum`` names the C++ enum class that a string knob chooses from."""
+def knob(
+    *choices: Choice, default: Choice, says: str, enum: str = "", launch: bool = False
+) -> Any:
+    """A tunable field. ``enum`` names the C++ enum class that a string knob chooses from. One of
+    the ``launch`` is in the plan alone: the kernel's text does not know it."""
     if default not in choices:
         raise ValueError(f"default {default!r} is not among {choices!r}")
-    return field(default=default, metadata={"choices": choices, "says": says, "enum": enum})
+    metadata = {"choices": choices, "says": says, "enum": enum, "launch": launch}
+    return field(default=default, metadata=metadata)
 
 
 def parse_config(config_type: type, knobs: dict[str, Any]) -> Any:
@@ -169,11 +173,13 @@ class Space:
 
 
 def constants(config: Any) -> list[tuple[str, str, str]]:
-    """The knobs as C++ constants: (type, NAME, value)."""
+    """The kernel's knobs as C++ constants: (type, NAME, value)."""
     lines = []
     for f in fields(config):
         if f.default is MISSING:
             raise ValueError(f"knob {f.name} has no default")
+        if f.metadata["launch"]:
+            continue
         value = getattr(config, f.name)
         if isinstance(value, bool):
             lines.append(("bool", f.name.upper(), str(value).lower()))

@@ -58,13 +58,15 @@ def product(**factors: int) -> Product:
 
 @dataclass(frozen=True)
 class TensorMap:
-    """A TMA view of one tensor: box (box_dim, box_rows), swizzle in bytes."""
+    """A TMA view of one tensor: box (box_dim, box_rows), swizzle in bytes, and how many bytes a
+    load brings into the L2 cache at once."""
 
     tensor: str  # one of TENSORS
     box_dim: int
     box_rows: int
     swizzle: int
     head_dim: int
+    l2_fetch: int = 256  # or 128, 64, 0: what is asked for
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from fagen.families.base import HALVES, Family, Kernel, Rule, knob
 from fagen.families.plan import Plan, Region, Step, TensorMap, product
 from fagen.families.sm90_bwd import BWD
-from fagen.families.sm90_sizes import padded, swizzle
+from fagen.families.sm90_sizes import L2_FETCH, padded, swizzle
 from fagen.model import Candidate, Problem
 from fagen.patterns import UNBOUNDED, Band, BlockDiagonal
 from fagen.target import Target
@@ -46,6 +46,7 @@ class ForwardConfig:
         True, False, default=False,
         says="64 rows that keep nothing of their last block's second half compute the first only",
     )
+    l2_fetch: int = knob(256, 128, default=256, says=L2_FETCH, launch=True)
 
     @property
     def block_m(self) -> int:
@@ -180,7 +181,8 @@ def _maps(c: Candidate) -> tuple[TensorMap, ...]:
 
     def view(tensor: str, dim: int, rows: int) -> TensorMap:
         width = swizzle(padded(dim))
-        return TensorMap(tensor, box_dim=width // 2, box_rows=rows, swizzle=width, head_dim=dim)
+        return TensorMap(tensor, box_dim=width // 2, box_rows=rows, swizzle=width, head_dim=dim,
+                         l2_fetch=config.l2_fetch)
 
     return (
         view("q", problem.head_dim, 64),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from fagen.families.base import HALVES, Kernel, Rule, knob
 from fagen.families.plan import Plan, Region, Step, TensorMap, product
-from fagen.families.sm90_sizes import padded, panels, round_up, swizzle
+from fagen.families.sm90_sizes import L2_FETCH, padded, panels, round_up, swizzle
 from fagen.model import Candidate, Problem
 from fagen.target import Target
 from fagen.workload import Workload
@@ -55,6 +55,7 @@ class Config:
     sums: str = knob("zeroed", "counted", default="zeroed", enum="Sums",
                      says="what begins and ends dQ: kernels before and behind, or the first and "
                      "the last key block of each query tile")
+    l2_fetch: int = knob(256, 128, default=256, says=L2_FETCH, launch=True)
 
     @property
     def block_n(self) -> int:
@@ -165,7 +166,7 @@ class Config:
 def _maps(problem: Problem, config: Config) -> tuple[TensorMap, ...]:
     def view(tensor: str, dim: int, rows: int) -> TensorMap:
         span = swizzle(padded(dim))
-        return TensorMap(tensor, span // 2, rows, span, dim)
+        return TensorMap(tensor, span // 2, rows, span, dim, config.l2_fetch)
 
     d, dv, m, n = problem.head_dim, problem.head_dim_v, config.block_m, config.block_n
     return (view("q", d, m), view("dout", dv, m), view("k", d, n), view("v", dv, n),

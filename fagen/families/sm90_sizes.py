@@ -1,6 +1,8 @@
-"""How the sm90 kernels lay out head dims and tiles in shared memory."""
+"""How the sm90 kernels lay out head dims and tiles in shared memory, and how they load them."""
 
 from __future__ import annotations
+
+L2_FETCH = "bytes that a load of a tile brings into the L2 cache at once"  # what a knob says
 
 
 def round_up(n: int, step: int) -> int:

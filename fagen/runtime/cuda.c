@@ -34,7 +34,6 @@ enum {
   MAP_FLOAT16 = 6,
   MAP_FLOAT32 = 7,
   MAP_BFLOAT16 = 9,
-  MAP_L2_256B = 3,
 };
 
 /* X(name in the code, symbol, arguments) */
@@ -229,9 +228,10 @@ static int encode_map(const struct fagen_kernel *kernel, const struct fagen_para
   const uint32_t box[4] = {(uint32_t)map->box_dim, (uint32_t)map->box_rows, 1, 1};
   const uint32_t steps[4] = {1, 1, 1, 1};
   const int swizzle = map->swizzle == 128 ? 3 : map->swizzle / 32;
+  const int promotion = map->l2_fetch == 256 ? 3 : map->l2_fetch / 64;
   /* Interleave none; out of bounds reads as zero. */
   const int code = driver.encode_map(out, types[kernel->dtype], 4, t.view->data, dims, strides, box,
-                                     steps, 0, swizzle, MAP_L2_256B, 0);
+                                     steps, 0, swizzle, promotion, 0);
   if (!code) return FAGEN_OK;
   return fagen_fail(
       FAGEN_FAILED,

@@ -31,8 +31,10 @@ enum fagen_tensor {
 };
 
 /* A TMA tensor map over one tensor, dims (dim, row, head, batch), box (box_dim, box_rows, 1, 1).
- * swizzle is 0, 32, 64 or 128 bytes. Maps follow fagen_params in the kernel's arguments. */
-struct fagen_map { int32_t tensor, box_dim, box_rows, swizzle, head_dim; };
+ * swizzle is 0, 32, 64 or 128 bytes; l2_fetch, how many bytes a load brings into the L2 cache at
+ * once, 0 (as many as it asks for), 64, 128 or 256. Maps follow fagen_params in the kernel's
+ * arguments. */
+struct fagen_map { int32_t tensor, box_dim, box_rows, swizzle, head_dim, l2_fetch; };
 
 /* One launch. ctas_per_sm != 0 makes it persistent: grid.x is at most SMs * ctas_per_sm.
  * overlap != 0 lets it start before the previous step ends (programmatic dependent launch). */

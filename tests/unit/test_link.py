@@ -505,7 +505,8 @@ def _cuda_plan(candidate: Candidate) -> Plan:
             Step(
                 "second", (product(q_tiles=TILE_Q, heads=1, batch=1), none, none), 384,
                 shared_bytes=200_000, ctas_per_sm=1, overlap=True,
-                maps=(TensorMap("q", 64, TILE_Q, 128, d), TensorMap("k", 32, TILE_KV, 64, d)),
+                maps=(TensorMap("q", 64, TILE_Q, 128, d),
+                      TensorMap("k", 32, TILE_KV, 64, d, l2_fetch=128)),
             ),
         ),
         regions=(
@@ -586,7 +587,7 @@ def test_every_driver_call(fake: Path) -> None:
     assert ("map type 9 rank 4 at 1000 dims 64 300 4 3 strides 512 128 199936 box 64 128 1 1 "
             "steps 1 1 1 1 interleave 0 swizzle 3 promotion 3 fill 0 aligned 0") in said
     assert ("map type 9 rank 4 at 2000 dims 64 70 2 3 strides 512 128 199936 box 32 64 1 1 "
-            "steps 1 1 1 1 interleave 0 swizzle 2 promotion 3 fill 0 aligned 0") in said
+            "steps 1 1 1 1 interleave 0 swizzle 2 promotion 2 fill 0 aligned 0") in said
     assert said.count("code 0 no message") == 2
     # No context was current: the primary one of the device that holds q, and gone again after.
     assert (said.count("push"), said.count("pop"), said.count("retain 0")) == (2, 2, 2)
