@@ -27,8 +27,9 @@ from fagen.build import Builder, Cache
 from fagen.families import FAMILIES
 from fagen.families.base import parse_config
 from fagen.model import Candidate, Failure, Measurement, Problem
-from fagen.pool import Limits, Pool
+from fagen.pool import Pool
 from fagen.render import Renderer
+from fagen.station import Limits
 from fagen.target import Target
 from fagen.workload import Workload
 

@@ -26,8 +26,9 @@ from fagen.cases import of_workload
 from fagen.errors import FagenError
 from fagen.families import FAMILIES
 from fagen.model import Candidate, Entry, Problem
-from fagen.pool import Limits, Pool, Verdict
+from fagen.pool import Pool, Verdict
 from fagen.render import Renderer
+from fagen.station import Limits
 from fagen.store import Store, candidate
 from fagen.target import Target
 from fagen.workload import Workload

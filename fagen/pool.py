@@ -1,29 +1,21 @@
-"""Candidates in, outcomes out. Nothing that a kernel or a compiler does gets past this module.
-
-A candidate is built in a build child and run in a worker, always verified before it is timed. A
-crash, a hang or a wrong result is a Failure that says what to run to see it again.
-"""
+"""Candidates in, outcomes out. A candidate is built in a build child and run in a worker, and it is
+always verified before it is timed."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from fagen import paths
-from fagen.builds import Builds, Built
+from fagen.builds import Built
 from fagen.cases import Case, of_workload, short_list
-from fagen.child import Child
-from fagen.errors import RunError
-from fagen.lock import DeviceLock
 from fagen.model import Candidate, Failure, Measurement
 from fagen.neighbours import Conditions
 from fagen.render import Renderer
 from fagen.rivals import rivals
-from fagen.target import KNOWN_TARGETS
+from fagen.station import Limits, Station, reproducible
 from fagen.workload import Workload
 
 if TYPE_CHECKING:
@@ -32,17 +24,6 @@ if TYPE_CHECKING:
 
 
 STEADY_RUNS = 3
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Seconds without a word before a stage counts as hung."""
-
-    build: float = 120.0
-    start: float = 180.0  # importing torch from a cold disk, creating a CUDA context
-    prepare: float = 300.0  # inputs and the reference: none of the candidate's code
-    run: float = 30.0  # one case
-    time: float = 30.0  # beyond the seconds asked for
 
 
 @dataclass(frozen=True)
@@ -64,15 +45,10 @@ class Pool:
     ) -> None:
         self.device = device if isinstance(device, str) else device.name
         self.renderer = renderer  # the search asks for digests
-        limits = limits or Limits()
-        self._builds = Builds(
-            builder, renderer, jobs, scratch / "libraries", limits.build, allow_spills
+        self.station = Station(
+            builder, renderer, self.device, jobs, scratch, threads, allow_spills,
+            limits or Limits(), on_wait, wrapper,
         )
-        self._worker = Child(
-            self.device, threads, scratch / "worker.log", asdict(limits), self._builds.pump,
-            wrapper,
-        )
-        self._on_wait = on_wait
         self._verified: dict[tuple[Candidate, Case | None], Verdict | Failure] = {}
         self.lap_samples: dict[Candidate, list[float]] = {}  # medians by round, of the last lap
         self.conditions = Conditions()  # of the last measurement, or of the reference
@@ -84,27 +60,25 @@ class Pool:
         self, kind: type[BaseException] | None, error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._builds.close()
-        self._worker.end(grace=10.0)  # it exits by itself when its requests end
+        self.station.close()
 
     @property
     def worker_pid(self) -> int:
-        return self._worker.pid
+        return self.station.worker.pid
 
     @property
     def worker_starts(self) -> int:
-        return self._worker.starts
+        return self.station.worker.starts
 
     # --- the three questions -----------------------------------------------------------------
 
     def prepare(self, candidates: Iterable[Candidate]) -> None:
         """Build ahead, in this order."""
         for candidate in candidates:
-            self._builds.add(candidate)
+            self.station.builds.add(candidate)
 
     def build(self, candidate: Candidate) -> Built | Failure:
-        built = self._builds.get(candidate)
-        return _reproducible(built, candidate) if isinstance(built, Failure) else built
+        return self.station.build(candidate)
 
     def verify(
         self, candidate: Candidate, workloads: Iterable[Workload] | None = None
@@ -123,11 +97,10 @@ class Pool:
         built = self.build(candidate)
         if isinstance(built, Failure):
             return built
-        with self._exclusive():
-            answer = self._ask(candidate, cases[0] if len(cases) == 1 else None, "verify", {
-                "library": str(built.library), "problem": str(candidate.problem),
-                "cases": [case.to_json() for case in cases], "runs": runs,
-            })
+        answer = self.station.ask(candidate, cases[0] if len(cases) == 1 else None, "verify", {
+            "library": str(built.library), "problem": str(candidate.problem),
+            "cases": [case.to_json() for case in cases], "runs": runs,
+        }, timed=False)
         if isinstance(answer, Failure):
             return answer
         return Verdict(answer["error"], answer["bound_by"], len(cases))
@@ -158,11 +131,10 @@ class Pool:
             return verdict
         built = self.build(candidate)
         assert isinstance(built, Built)
-        with self._exclusive(), self._quiet():
-            answer = self._ask(candidate, case, do, {
-                "library": str(built.library), "problem": str(candidate.problem),
-                "case": case.to_json(), "seconds": seconds,
-            })
+        answer = self.station.ask(candidate, case, do, {
+            "library": str(built.library), "problem": str(candidate.problem),
+            "case": case.to_json(), "seconds": seconds,
+        })
         if isinstance(answer, Failure):
             return answer
         self.conditions = Conditions(**answer.pop("conditions"))
@@ -197,10 +169,9 @@ class Pool:
             {"library": str(built.library), "problem": str(c.problem)}
             for c in field if isinstance(built := self.build(c), Built)
         ]
-        with self._exclusive(), self._quiet():
-            answer = self._ask(field[0], case, "lap", {
-                "entries": entries, "case": case.to_json(), "rounds": rounds,
-            })
+        answer = self.station.ask(field[0], case, "lap", {
+            "entries": entries, "case": case.to_json(), "rounds": rounds,
+        })
         if isinstance(answer, Failure):
             self._blame(field, answer, case, outcomes)
             return False
@@ -222,14 +193,12 @@ class Pool:
             entries = [{"library": str(built.library), "problem": slug}]
             entries += [{"peer": name, "problem": slug} for name in names]
             case = of_workload(workload)
-            with self._exclusive(), self._quiet():
-                answer = self._ask(candidate, case, "lap", {
-                    "entries": entries, "case": case.to_json(), "rounds": rounds,
-                })
+            answer = self.station.ask(candidate, case, "lap", {
+                "entries": entries, "case": case.to_json(), "rounds": rounds,
+            })
             if not isinstance(answer, Failure):
                 return dict(zip(("", *names), answer["medians"], strict=True))
-            turn = self._worker.doing.removeprefix("#")
-            fell = int(turn) if turn.isdecimal() else 0  # 0 is ours: then nothing can be said
+            fell = self.station.turn or 0  # 0 is ours: then nothing can be said
             names = tuple(n for i, n in enumerate(names, 1) if fell and i != fell)
         return {"": []}
 
@@ -238,11 +207,11 @@ class Pool:
         outcomes: dict[Candidate, Measurement | Failure],
     ) -> None:
         """The worker named whose turn it was; where it did not, nobody gets a time."""
-        turn = self._worker.doing.removeprefix("#")
-        guilty = [field[int(turn)]] if turn.isdecimal() and int(turn) < len(field) else field
+        turn = self.station.turn
+        guilty = field if turn is None or turn >= len(field) else [field[turn]]
         failure = replace(failure, reason=failure.reason.replace(f"#{turn}", str(case)))
         for candidate in guilty:
-            outcomes[candidate] = _reproducible(failure, candidate, case)
+            outcomes[candidate] = reproducible(failure, candidate, case)
 
     # --- behind them -------------------------------------------------------------------------
 
@@ -264,33 +233,6 @@ class Pool:
             self._verified[key] = self.check(candidate, cases)
         return self._verified[key]
 
-    def _ask(
-        self, candidate: Candidate, case: Case | None, do: str, request: dict[str, Any]
-    ) -> dict[str, Any] | Failure:
-        try:
-            answer = self._worker.ask(do, request, extra=request.get("seconds", 0.0))
-        except RunError as error:
-            stage = "verify" if do == "verify" else "measure"
-            failure = Failure(stage, type(error).__name__, error.message)
-            return _reproducible(failure, candidate, case)
-        if answer.pop("ok"):
-            return answer
-        failure = Failure(answer["stage"], answer["kind"], answer["reason"])
-        return _reproducible(failure, candidate, case)
-
-    @contextlib.contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """No other process runs anything on this device meanwhile."""
-        self._worker.start()
-        device = self._worker.facts.get("uuid", self.device)
-        with DeviceLock(paths.locks(), device, on_wait=self._on_wait).held():
-            yield
-
-    def _quiet(self) -> contextlib.AbstractContextManager[None]:
-        """On the host, kernels are timed on the cores that compilers would use."""
-        return self._builds.paused() if self.device == "cpu" else contextlib.nullcontext()
-
-
 def _measurement(
     candidate: Candidate, workload: Workload, verdict: Verdict, timed: dict[str, Any]
 ) -> Measurement:
@@ -299,22 +241,3 @@ def _measurement(
         **timed, error=round(verdict.error, 4), bound_by=verdict.bound_by,
         tflops=round(flops / timed["median_us"] * 1e-6, 3),
     )
-
-
-def _reproducible(failure: Failure, candidate: Candidate, case: Case | None = None) -> Failure:
-    return replace(failure, reproduce=reproduce(candidate, case))
-
-
-def reproduce(candidate: Candidate, case: Case | None = None) -> str:
-    """The command that shows a failure again."""
-    target = candidate.target
-    words = ["fagen verify", f"'{candidate.problem}'"]
-    if KNOWN_TARGETS.get(target.name) == target:
-        words.append(f"--target {target.name}")
-    elif target.kind == "cpu":
-        words.append("--gpu none")
-    words.append(f"--family {candidate.family.name}")
-    knobs = candidate.family.show(candidate.config)
-    words += [f"--set {knob}" for knob in knobs.split(",") if knob]
-    words += [f"--workload {case.workload}"] if case else []
-    return " ".join(words)

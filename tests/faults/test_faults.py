@@ -17,7 +17,8 @@ from fagen.build import Builder, Cache
 from fagen.cases import of_workload
 from fagen.devices import host
 from fagen.model import Failure, Measurement
-from fagen.pool import Limits, Pool, Verdict
+from fagen.pool import Pool, Verdict
+from fagen.station import Limits
 from fagen.target import Target
 from fagen.workload import Workload
 from tests.faults.family import GPU_FAULTS, candidate, renderer
@@ -86,7 +87,7 @@ def test_a_fault_is_a_failure_and_the_pool_goes_on(pool, target, fault):
     stage, kind, words = EXPECTED[fault]
     with pytest.MonkeyPatch.context() as patch:
         if fault == "hang":
-            patch.setitem(pool._worker.limits, "run", 3.0)
+            patch.setitem(pool.station.worker.limits, "run", 3.0)
         outcome = pool.measure(candidate(target, fault=fault), SMALL, seconds=0.02)
     assert isinstance(outcome, Failure)
     assert (outcome.stage, outcome.kind) == (stage, kind), outcome.reason
@@ -210,7 +211,7 @@ def test_kill_of_the_worker_in_mid_measure_is_survived(pool, target):
     good, slow = candidate(target), Workload(1, 8, 8, 500, 500)
     assert isinstance(pool.measure(good, slow, seconds=0.02), Measurement)
     pid = pool.worker_pid
-    line = pool._worker._line
+    line = pool.station.worker._line
 
     def killing(seconds, words):
         if words.startswith("while timing"):
@@ -218,7 +219,7 @@ def test_kill_of_the_worker_in_mid_measure_is_survived(pool, target):
         return line(seconds, words)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pool._worker, "_line", killing)
+        patch.setattr(pool.station.worker, "_line", killing)
         outcome = pool.measure(good, slow, seconds=300.0)
     assert isinstance(outcome, Failure)
     assert (outcome.stage, outcome.kind) == ("measure", "WorkerCrashed")

@@ -7,7 +7,8 @@ import pytest
 from fagen.build import Builder, Cache
 from fagen.cases import of_workload
 from fagen.model import Failure, Measurement
-from fagen.pool import Limits, Pool, Verdict
+from fagen.pool import Pool, Verdict
+from fagen.station import Limits
 from fagen.workload import Workload
 from tests.faults.family import candidate, renderer
 from tests.gpu.test_conformance import DEVICE, TARGET

@@ -12,8 +12,9 @@ from fagen import paths
 from fagen.build import Builder, Cache
 from fagen.cases import Case
 from fagen.model import Candidate
-from fagen.pool import Limits, Pool, Verdict
+from fagen.pool import Pool, Verdict
 from fagen.render import Renderer
+from fagen.station import Limits
 from fagen.workload import Workload
 from tests.conformance import suite
 from tests.gpu.test_conformance import DEVICE, TARGET

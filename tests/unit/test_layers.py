@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("search", "exploration", "explorer", "surrogate", "finale", "learned", "trial", "tried",
      "portfolio", "budget", "taint", "usual", "kin", "journal", "studies", "shared", "board",
      "members", "outbox", "storage", "ledger", "tunable", "emit", "wheel", "shipment"),
-    ("pool", "builds", "child", "lock", "scratch", "rivals", "winner"),
+    ("pool", "station", "builds", "child", "lock", "scratch", "rivals", "winner"),
     ("worker", "workbench", "peers", "masks", "verify", "timing", "neighbours", "call", "inputs",
      "cases", "solver", "reference", "library", "pieces"),
     ("link", "kerneltable"),

@@ -18,7 +18,8 @@ from fagen.cases import of_workload
 from fagen.errors import RunError, SetupError
 from fagen.lock import DeviceLock
 from fagen.model import Failure
-from fagen.pool import Limits, Pool, reproduce
+from fagen.pool import Pool
+from fagen.station import Limits, reproduce
 from fagen.target import Target
 from fagen.workload import Workload
 from tests.faults.family import candidate, renderer
@@ -267,7 +268,7 @@ folder = Path(sys.argv[1])
 with Pool(Builder(Cache(folder / "cache")), renderer(folder / "t"), "cpu", jobs=1,
           scratch=folder / "scratch") as pool:
     pool.build(candidate(host().target, fault="hang"))
-    pool._worker.start()
+    pool.station.worker.start()
     print(pool.worker_pid, flush=True)
     pool.verify(candidate(host().target, fault="hang"))
 """
@@ -292,7 +293,7 @@ def test_a_worker_that_cannot_start_is_a_setup_error(tmp_path, templates):
              limits=Limits(start=600)) as pool,
         pytest.raises(SetupError, match="the worker for cuda:77 does not start"),
     ):
-        pool._worker.start()
+        pool.station.worker.start()
 
 
 def test_a_worker_runs_under_a_wrapper_and_is_left_to_finish(tmp_path, templates):
@@ -302,7 +303,7 @@ def test_a_worker_runs_under_a_wrapper_and_is_left_to_finish(tmp_path, templates
     with Pool(
         Builder(Cache(tmp_path)), templates, "cpu", jobs=1, scratch=tmp_path, wrapper=wrapper
     ) as pool:
-        pool._worker.start()
+        pool.station.worker.start()
     assert report.read_text() == "done 0\n"
 
 
@@ -313,7 +314,7 @@ def test_a_log_that_cannot_be_written_is_a_setup_error(tmp_path, templates):
         Pool(Builder(Cache(tmp_path)), templates, "cpu", jobs=1, scratch=scratch) as pool,
         pytest.raises(SetupError, match=r"worker.log cannot be written: Not a directory"),
     ):
-        pool._worker.start()
+        pool.station.worker.start()
 
 
 def test_the_worker_can_be_talked_to_by_hand():
