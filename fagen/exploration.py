@@ -15,24 +15,20 @@ from fagen.explorer import Explorer, Lane, Planned
 from fagen.families.base import Family, Space
 from fagen.ledger import Away, Ledger, Record
 from fagen.model import Binary, Candidate, Failure, Measurement, Problem
-from fagen.neighbours import Conditions
+from fagen.stopwatch import Stopwatch
 from fagen.store import Store
 from fagen.taint import Guard
 from fagen.target import Target
 from fagen.trial import Event, Trial, from_record, to_record
 from fagen.tried import Tried
 from fagen.tunable import Pool
-from fagen.usual import Look
 from fagen.workload import Workload
 
 _AHEAD = 8  # candidates planned, so that builds run ahead of the device
 _AHEAD_OF_OTHERS = 4  # the same where other workers would like to have them
-_NEAR = 1.10  # within this factor of the best, a candidate is timed again for longer
-_LAGGING = 1.5  # of several workloads, the rest is skipped beyond this factor
 _PER_WORKLOAD = 2  # finalists that are there for one of several workloads
 _BETTER = 0.997  # what counts as progress for patience
 _SEEDS = 8  # entries of neighbours that are tried
-_LOOK_S = 0.05  # of timing the reference
 
 
 class Exploration:
@@ -59,12 +55,11 @@ class Exploration:
         ]
         self.resumed = sum(self._remember(lane, lane.study.records) for lane in self.lanes)
         self.explorer = Explorer(self.lanes, budget.trials, budget.seed + journal.salt)
+        self._stopwatch = Stopwatch(pool, problem, workloads, budget, self.trials, self.defaults)
         self.guard: Guard[Candidate] = Guard(
-            self._look, self._again, self.trials.by_score,
+            self._stopwatch.look, self._again, self.trials.by_score,
             lambda says: self.report("again", says=says), self._start + 60 * budget.minutes,
         )
-        self._reference: Candidate | None = None
-        self._reference_fell = False
 
     def _remember(self, lane: Lane, records: Sequence[Record]) -> int:
         """Take what an earlier run or another worker told as known, as long as the source is still
@@ -179,46 +174,13 @@ class Exploration:
         return to_record(candidate, self.source_digest(candidate), trial)
 
     def _timed(self, candidate: Candidate) -> Trial:
-        """Briefly, and again for longer when it is close to the best."""
-        trial, conditions = self._time(candidate, self.budget.short_s)
-        close = trial.score is not None and trial.score <= self.trials.best_score * _NEAR
-        if close and self.budget.long_s > self.budget.short_s:
-            trial, conditions = self._time(candidate, self.budget.long_s)
+        trial, conditions = self._stopwatch.time(candidate)
         if trial.failure is None:
             self.guard.timed(candidate, conditions)
         return trial
 
-    def _time(self, candidate: Candidate, seconds: float) -> tuple[Trial, Conditions]:
-        """With the worst conditions under which one of the workloads was timed."""
-        measured: list[Measurement] = []
-        score, conditions = 0.0, Conditions()
-        for workload in self.workloads:
-            if score > self.trials.best_score * _LAGGING:
-                break
-            outcome = self.pool.measure(candidate, workload, seconds)
-            if isinstance(outcome, Failure):
-                return Trial(failure=outcome), conditions
-            measured.append(outcome)
-            score += workload.weight * outcome.median_us
-            conditions = max(conditions, self.pool.conditions, key=lambda c: c.busy)
-        return Trial(tuple(measured), None, score), conditions
-
-    # --- when the device was not ours alone ----------------------------------------------------
-
-    def _look(self) -> Look | None:
-        """At the first default that works, at the smallest size."""
-        if self._reference is None:
-            tried = (c for c in self.defaults if c in self.trials)
-            self._reference = next((c for c in tried if not self.trials[c].failure), None)
-        if self._reference is None or self._reference_fell:
-            return None
-        smallest = min(self.workloads, key=lambda w: w.flops(self.problem))
-        us = self.pool.reference(self._reference, smallest, _LOOK_S)
-        self._reference_fell = isinstance(us, Failure)
-        return None if isinstance(us, Failure) else Look(us, self.pool.conditions)
-
     def _again(self, candidate: Candidate) -> None:
-        """What it told before does not count any more."""
+        """The device was not ours alone: what was told before does not count any more."""
         start, before = time.monotonic(), self.trials[candidate]
         trial = self._timed(candidate)
         spent = before.seconds.get("run", 0.0) + time.monotonic() - start
