@@ -46,6 +46,11 @@ class ForwardConfig:
         True, False, default=False,
         says="64 rows that keep nothing of their last block's second half compute the first only",
     )
+    seam: str = knob(
+        "crossed", "early", "apart", default="crossed", enum="Seam",
+        says="a tile ends behind the next one's first scores; early: whose queries come two blocks "
+        "into the tile; apart: it ends while they are on their way",
+    )
     l2_fetch: int = knob(256, 128, default=256, says=L2_FETCH, launch=True)
 
     @property
@@ -164,6 +169,15 @@ FORWARD_RULES = (
         "a CTA with one tile needs one buffer for queries; others have two where they fit",
         lambda c: c.config.q_buffers
         == (1 if c.config.schedule == "grid" or not _fits_with(c, q_buffers=2) else 2),
+    ),
+    Rule(
+        "queries are asked for early where they have two buffers and blocks are counted, tiles end "
+        "apart where they have one; a CTA with one tile has no seam",
+        lambda c: c.config.seam == "crossed" or (
+            c.config.schedule != "grid"
+            and (c.config.seam == "early") == (c.config.q_buffers == 2)
+            and (c.config.seam == "apart" or _counted(c.problem))
+        ),
     ),
     Rule(
         "O is staged in shared memory where it fits",

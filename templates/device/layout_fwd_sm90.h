@@ -21,7 +21,8 @@ using OTile = Panels<64, V_DIM>;
 static_assert(!PING_PONG || WARPGROUPS > 1);
 constexpr int HALF_BLOCK = HALF_BLOCKS ? round_up(BLOCK_N / 2, 16) : BLOCK_N;  // keys
 constexpr int HALF = -1;
-constexpr bool CROSS_TILE = SCHEDULE != Schedule::grid;
+constexpr bool CROSS_TILE = SCHEDULE != Schedule::grid && SEAM != Seam::apart;
+static_assert(SEAM != Seam::early || Q_BUFFERS == 2);
 
 // Where every row keeps one run of keys, consumers count the blocks of a tile themselves. Else, and
 // with packed sequences, the producer lists them.
@@ -59,6 +60,11 @@ struct Visit {
   FAGEN_DEVICE int kind(int group) const { return bits >> 2 * group & 3; }
 };
 
+// Key blocks of a tile.
+struct alignas(16) Keys {
+  int head, batch, begin, end;
+};
+
 constexpr int CONTROL_BYTES = 512;
 struct Control {
   Note note[NOTES];
@@ -70,6 +76,7 @@ struct Control {
   Visit visit[STAGES];  // of the block in each K stage
   unsigned index;       // of the next tile
   uint64_t v_landed;    // V is here, but must be cut at the sequence's end
+  Keys rest;            // SEAM early: what is still to be loaded of the tile before
 };
 static_assert(sizeof(Control) <= CONTROL_BYTES);
 

@@ -6,11 +6,6 @@
 #include "device/tma_sm90.h"
 
 struct Loads {
-  // The key blocks of a tile.
-  struct Keys {
-    int head, batch, begin, end;
-  };
-
   const fagen_params &p;
   const TensorMap *map_q, *map_k, *map_v;
   const Shared &shared;
@@ -98,12 +93,17 @@ template <class P>
 struct Producer;
 
 // Where the pattern's rows are runs of keys, one thread does it all.
+//
+// SEAM early: a tile is chosen, and its queries are asked for, when two blocks of the tile before have
+// been. The buffer they go to is free once the tile before that has its last S, as the K stage is that
+// the second of those blocks has gone to: nothing waits longer for it.
 template <RunsOfKeys P>
 struct Producer<P> : Loads {
-  static constexpr bool whole_warp = false;
+  static constexpr bool whole_warp = false, EARLY = SEAM == Seam::early;
 
   FAGEN_DEVICE void run(unsigned *counter) {
-    Keys held{0, 0, -1, 0};  // of the tile before; begin: the block whose V is still to be loaded
+    Keys held{0, 0, -1, -1};  // of the tile before; begin: the block whose V is still to be loaded
+    if constexpr (EARLY) shared.control().rest = held;  // between two tiles it is there: registers are dear
     bool all_known = !REDO;  // the verdict on every tile
     unsigned index = blockIdx.x;
 #pragma unroll 1
@@ -123,22 +123,40 @@ struct Producer<P> : Loads {
                       blocks.begin, blocks.end};
       const bool has_keys = blocks.count() > 0;
       write_note(tile);
+      if constexpr (EARLY) {
+        send(has_keys);
+        held = shared.control().rest;
+        load_pairs(held, held.end - 1);
+      }
       if (has_keys) load_k(keys, keys.end - 1);
       if (held.begin >= 0) load_v(held, held.begin);
       held = Keys{keys.head, keys.batch, has_keys ? keys.begin : -1, 0};
-      send(has_keys);
+      if constexpr (!EARLY) send(has_keys);
       if (tile.rows == STOP) break;
       if (tile.rows == 0) {
         wait_until_passed();
         all_known = true;
       }
       if (fresh) index = next_tile<SCHEDULE>(index, counter);
-#pragma unroll 1
-      for (int block = keys.end - 2; block >= keys.begin; block--) {
-        load_k(keys, block);
-        load_v(keys, block + 1);
+      if constexpr (EARLY) {
+        if (keys.end - 2 >= keys.begin) load_pair(keys, keys.end - 2);
+        held.end = keys.end - 2;
+        shared.control().rest = held;
+      } else {
+        load_pairs(keys, keys.end - 2);
       }
     }
+  }
+
+ private:
+  FAGEN_DEVICE void load_pair(const Keys &keys, int block) {
+    load_k(keys, block);
+    load_v(keys, block + 1);
+  }
+  // From `block` to the tile's first one.
+  FAGEN_DEVICE void load_pairs(const Keys &keys, int block) {
+#pragma unroll 1
+    for (; block >= keys.begin; block--) load_pair(keys, block);
   }
 };
 

@@ -97,7 +97,7 @@ struct Stream<P> : Consumer {
       other_blocks();
       pending = true;
       before = tile;
-      if (CUTS_LEFT && own.begin > all.begin) {
+      if (SEAM == Seam::apart || (CUTS_LEFT && own.begin > all.begin)) {
         finish(before, received - 1);
         pending = false;
 #pragma unroll 1

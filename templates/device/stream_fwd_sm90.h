@@ -89,6 +89,7 @@ struct Stream : Consumer {
 #pragma unroll 1
         while (!visit()) {
         }
+        if (SEAM == Seam::apart && pending && begun) flush();
       }
       if (!begun) {
         if (pending) flush();

@@ -112,6 +112,14 @@ FORWARD: tuple[Row, ...] = (
                               "softmax": "anchored", "epilogue": "direct", "half_blocks": False}),
     ("fwd-bf16-d64-causal", {"schedule": "snake", "warpgroups": 1, "ping_pong": False,
                              "stages": 2, "ctas_per_sm": 2}),
+    # How a tile meets the next.
+    ("fwd-bf16-d64-dense", {"seam": "early", "warpgroups": 3}),
+    ("fwd-fp16-d64-causal", {"seam": "early", "warpgroups": 2, "block_n": 64, "stages": 3}),
+    ("fwd-bf16-d128-causal", {"seam": "early"}),
+    ("fwd-fp16-d128-window20x5", {"seam": "early", "block_n": 80, "softmax": "lazy"}),
+    ("fwd-bf16-d256-causal", {"seam": "apart"}),
+    ("fwd-fp16-d128-window20x5", {"seam": "apart", "warpgroups": 3, "block_n": 64, "stages": 3,
+                                  "q_buffers": 1, "half_blocks": False}),
 )
 
 
@@ -356,6 +364,8 @@ BLIND: tuple[tuple[str, Row, Edit], ...] = (
      ("accumulate = halved ? HALF : 0;", "accumulate = 0;")),
     ("the next P V sums over half", ("fwd-fp16-d128-causal-topleft", {}),
      ("    accumulate = 1;\n", "    accumulate |= 1;\n")),
+    ("the rest of a tile is not loaded", ("fwd-bf16-d64-dense", {"seam": "early"}),
+     ("        load_pairs(held, held.end - 1);\n", "")),
     ("operands in the wrong order", ("fwd-bf16-d64-dense", {}),
      ('"cvt.rn.bf16x2.f32 %0, %1, %2;"', '"cvt.rn.bf16x2.f32 %0, %2, %1;"')),
     ("tiles are counted from what was there before", ("fwd-bf16-d128-causal", {}),

@@ -39,6 +39,7 @@ FORWARD: tuple[Row, ...] = (
     ("fwd-bf16-d64-butterfly-b64", {"softmax": "anchored", "schedule": "grid", "q_buffers": 1,
                                     "warpgroups": 1, "ping_pong": False, "ctas_per_sm": 2}),
     ("fwd-bf16-d256-butterfly-b128-causal", {}),
+    ("fwd-bf16-d256-blocks32", {"seam": "apart"}),
     ("fwd-bf16-d64-strided-s24-causal", {"warpgroups": 3, "block_n": 80, "stages": 3,
                                          "schedule": "snake"}),
     ("fwd-fp16-d72-dilated-w5-d40", {"warpgroups": 3, "block_n": 64, "ping_pong": False}),
