@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import signal
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from fagen.build import Builder
 from fagen.compilers import find_nvcc
 from fagen.errors import SetupError
 
@@ -49,6 +51,14 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in the background of a script:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # children would inherit that
     config.pluginmanager.register(Completeness(config), "completeness")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def patient_compilers() -> Iterator[None]:
+    """What is enough for a user is not on a machine that does several times as much."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(Builder.build.__kwdefaults__, "timeout", 900.0)
+        yield
 
 
 @pytest.hookimpl(trylast=True)  # after -k and -m
