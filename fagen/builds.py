@@ -95,7 +95,8 @@ class Builds:
                 ))
         while not self._paused and self._waiting and len(self._running) < self.jobs:
             candidate = self._waiting.popleft()
-            self._running[candidate] = self._start(candidate)
+            with _no_ctrl_c():
+                self._running[candidate] = self._start(candidate)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -128,6 +129,7 @@ class Builds:
     def _child(self, candidate: Candidate, answer: Connection) -> None:
         os.setsid()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         _let_go(answer.fileno())
         with contextlib.suppress(BrokenPipeError):  # the parent is gone
             try:
@@ -163,6 +165,16 @@ class Builds:
         running.process.join()
         running.answer.close()
         self._done[candidate] = _settled(result)
+
+
+@contextlib.contextmanager
+def _no_ctrl_c() -> Iterator[None]:
+    """It would reach a child that has not left the terminal's group yet: children are born so."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _let_go(kept: int) -> None:

@@ -101,6 +101,13 @@ class TestBuilds:
         assert isinstance(outcome, Failure)
         assert "the build process died (-9)" in outcome.reason
 
+    def test_ctrl_c_that_reaches_a_build_child_before_it_leaves_is_ignored(
+        self, builds, monkeypatch
+    ):
+        setsid = os.setsid
+        monkeypatch.setattr(os, "setsid", lambda: (os.kill(os.getpid(), signal.SIGINT), setsid()))
+        assert isinstance(builds.get(candidate(V3)), Built)
+
     def test_a_build_child_holds_nothing_of_its_parent(self, builds, tmp_path):
         with DeviceLock(tmp_path, "cpu").held():
             builds.add(candidate(V3, fault="compile_hang"))
