@@ -25,6 +25,7 @@ from fagen.suites import Cell
 
 OURS = "fagen"
 CELL_SECONDS = 180.0  # the first FlexAttention cell compiles for tens of seconds
+END_SECONDS = 60.0  # for a process to end that has said everything
 METHOD = (
     "median of interleaved timings in one process; CUDA events and L2 flushed before every launch "
     "on a GPU, wall clock on a CPU; random inputs"
@@ -104,18 +105,28 @@ def _child(
                                  "--package, FlashAttention-3 --fa3")
             finished += "us" in message
             yield message
-        code = process.wait(timeout=10)
+        code = _ended(process)
         if not started:
             raise RunError(f"the benchmark process did not start ({_how(code)}); see its log above")
         if finished < len(cells):
             yield _failed(f"the benchmark process died ({_how(code)})")
     except TimeoutError:
-        yield _failed(f"no answer within {deadline:g} s; the benchmark process was killed")
+        if finished < len(cells):
+            yield _failed(f"no answer within {deadline:g} s; the benchmark process was killed")
     finally:
         os.close(answers)
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def _ended(process: subprocess.Popen[bytes]) -> int:
+    """The exit code of a child that has nothing to say any more."""
+    try:
+        return process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
 
 
 def _failed(why: str) -> dict[str, Any]:

@@ -150,7 +150,7 @@ class Builds:
         try:
             message = running.answer.recv()
         except EOFError:
-            running.process.join(5.0)
+            running.process.join(60.0)  # its end of the pipe is closed: it dies
             return BuildError(f"the build process died ({running.process.exitcode})")
         if isinstance(message, Built):
             return message

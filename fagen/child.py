@@ -18,6 +18,7 @@ from fagen.errors import SetupError, WorkerCrashed, WorkerTimeout
 
 _TICK = 0.1  # seconds between looks at what else there is to do
 _STAGES = {"start": "starting", "prepare": "preparing", "run": "running", "time": "timing"}
+_DEATH_S = 30.0  # from the end of its answers to its own
 _LAST_WORDS = 300  # characters of a dead worker's log that go into its failure
 
 
@@ -131,7 +132,7 @@ class Child:
         process = self._process
         assert process is not None
         try:
-            code = process.wait(5.0)
+            code = process.wait(_DEATH_S)
         except subprocess.TimeoutExpired:
             code = None
         self.end()

@@ -190,14 +190,13 @@ def test_a_real_run_of_one_cell() -> None:
     assert json.loads(json.dumps(result)) == result
 
 
-@pytest.mark.parametrize(("script", "why"), [
-    ("os.kill(os.getpid(), 11)", "SIGSEGV"),
-    ("open(sys.argv[0] + '.hangs', 'w'); time.sleep(1000)", "no answer within 2 s"),
-])
-def test_a_cell_that_takes_the_process_down_is_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, why: str
+HANGS = "open(sys.argv[0] + '.hangs', 'w'); time.sleep(1000)"
+
+
+def stand_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: str = "pass", last: str = "pass"
 ) -> None:
-    """A stand-in child answers the first cell of its list and fails on the second."""
+    """A child that answers for cells; before its answer for batch 2, and in the end, comes this."""
     child, hangs = tmp_path / "child.py", tmp_path / "child.py.hangs"
     child.write_text(
         "import json, os, sys, time\n"
@@ -205,8 +204,9 @@ def test_a_cell_that_takes_the_process_down_is_recorded(
         "cells = json.load(sys.stdin)['cells']\n"
         "answers.write(json.dumps({'machine': {'gpu': 'none'}}) + '\\n')\n"
         "for i, cell in enumerate(cells):\n"
-        f"    if cell['batch'] == 2: {script}\n"
+        f"    if cell['batch'] == 2: {second}\n"
         "    answers.write(json.dumps({'us': {'torch': 1.0}}) + '\\n')\n"
+        f"{last}\n"
     )
     popen = bench.subprocess.Popen
     monkeypatch.setattr(
@@ -226,11 +226,30 @@ def test_a_cell_that_takes_the_process_down_is_recorded(
             return ready
 
     monkeypatch.setattr(bench.selectors, "DefaultSelector", Selector)
+
+
+@pytest.mark.parametrize(("script", "why"), [
+    ("os.kill(os.getpid(), 11)", "SIGSEGV"), (HANGS, "no answer within 2 s"),
+])
+def test_a_cell_that_takes_the_process_down_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, why: str
+) -> None:
+    stand_in(tmp_path, monkeypatch, second=script)
     cells = [dataclasses.replace(SMALL, batch=b) for b in (1, 2, 3)]
     result = run_suite(cells, BenchOptions(), deadline=2.0)
     assert [c["us"] for c in result["cells"]] == [{"torch": 1.0}, {}, {"torch": 1.0}]
     assert why in result["cells"][1]["unserved"]["*"]
     assert result["gpu"] == "none"
+
+
+@pytest.mark.parametrize("end", [HANGS, f"answers.close(); {HANGS}"])
+def test_a_child_that_does_not_end_has_answered_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    stand_in(tmp_path, monkeypatch, last=end)
+    monkeypatch.setattr(bench, "END_SECONDS", 0.1)
+    result = run_suite([SMALL], BenchOptions(), deadline=2.0)
+    assert [c["us"] for c in result["cells"]] == [{"torch": 1.0}]
 
 
 def test_a_child_that_cannot_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
