@@ -125,6 +125,11 @@ class Board:
             return False
         return True
 
+    def later(self, key: str) -> int:
+        """Points that others who live claimed after this one of ours."""
+        ours = self._numbers[self._mine[key]]
+        return sum(number > ours for number, _ in self.taken.values())
+
     def tell(self, key: str, knobs: Knobs, record: Record) -> None:
         """May be repeated: what was told before, or by the worker that took over, is kept, but for
         what was timed again."""

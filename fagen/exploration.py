@@ -135,22 +135,26 @@ class Exploration:
         """False while a shared storage is away: then what was planned before is tried first."""
         most = _AHEAD if self.journal.alone else _AHEAD_OF_OTHERS
         try:
-            for lane in self.lanes:
-                self._hear(lane)
+            self._hear()
             while len(ahead) < most and (planned := self.explorer.plan()):
-                self.pool.prepare([planned.candidate])
                 ahead.append(planned)
+                self._hear()
+                if self.explorer.is_beyond(planned):
+                    self.explorer.withdraw(ahead.pop())
+                    break
+                self.pool.prepare([planned.candidate])
         except Away:
             return False
         return True
 
-    def _hear(self, lane: Lane) -> None:
+    def _hear(self) -> None:
         """What other workers told, and what they hold."""
-        news = lane.study.news()
-        self._remember(lane, news.told)
-        name = lane.space.family.name
-        held = (self._local(name, knobs) for knobs in news.taken)
-        self.explorer.leave_to_others(lane, {c for c in held if c})
+        for lane in self.lanes:
+            news = lane.study.news()
+            self._remember(lane, news.told)
+            name = lane.space.family.name
+            held = (self._local(name, knobs) for knobs in news.taken)
+            self.explorer.leave_to_others(lane, {c for c in held if c})
 
     def _out_of_time(self) -> bool:
         return time.monotonic() - self._start >= self.budget.minutes * 60

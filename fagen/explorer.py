@@ -148,6 +148,12 @@ class Explorer:
             lane.left.pop(planned.candidate, None)
         return ours
 
+    def is_beyond(self, planned: Planned) -> bool:
+        """Others claimed at the same moment, and there are more points than trials now. Who claimed
+        last gives up."""
+        beyond = self._waiting() + self.tried - self.trials
+        return beyond > 0 and beyond > self.lane(planned.candidate).study.later(planned.proposal)
+
     def leave_to_others(self, lane: Lane, candidates: set[Candidate]) -> None:
         """What a worker gave up, or died over, is tried before anything else."""
         self._seeds.extendleft(lane.leave_to_others(candidates))

@@ -129,6 +129,9 @@ class Study:
     def news(self) -> News:
         return News()
 
+    def later(self, proposal: Proposal) -> int:
+        return 0
+
     def tell(
         self, proposal: Proposal, score: float | None, record: dict[str, Any] | None = None
     ) -> None:

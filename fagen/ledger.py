@@ -44,6 +44,9 @@ class Study(Protocol):
     def claim(self, proposal: Proposal) -> bool:
         """It is ours to try; False when another worker has it, or has told it."""
 
+    def later(self, proposal: Proposal) -> int:
+        """How many points others have claimed since this one was."""
+
     def tell(
         self, proposal: Proposal, score: float | None, record: Record | None = None
     ) -> None: ...

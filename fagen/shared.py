@@ -79,6 +79,9 @@ class SharedStudy:
             self._mirror.withdraw(proposal)
             raise
 
+    def later(self, proposal: Proposal) -> int:
+        return self._board.later(key_of(proposal.knobs))
+
     def tell(self, proposal: Proposal, score: float | None, record: Record | None = None) -> None:
         """Without a record it is an answer to the sampler alone."""
         self._mirror.tell(proposal, score, record)

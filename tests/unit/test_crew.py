@@ -92,7 +92,7 @@ def test_two_workers_on_one_host_tune_a_spec_together(tmp_path: Path) -> None:
     ]
     for entry in entries:
         search = entry["provenance"]["search"]
-        assert 2 <= search["tried"] <= 3  # two that claim at once may go one beyond
+        assert search["tried"] == 2
         assert 0 <= search["device_waited"] <= 1
     assert "[0:none] fwd-fp32" in ran.stderr
     assert "[1:none] fwd-fp32" in ran.stderr
