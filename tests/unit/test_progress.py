@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -15,6 +16,14 @@ from fagen.target import Target
 
 PROBLEM = Problem.parse("fwd-fp32-d64-causal")
 BEST = family_named("cpu").default(PROBLEM, Target.known("x86-64-v3"))
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """It stands still."""
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr("fagen.progress.time", clock)
+    return clock
 
 
 def event(kind: str, done: int, best_us: float = 0.0, **more: object) -> Event:
@@ -42,6 +51,17 @@ def test_piped_output_is_plain_lines() -> None:
     assert lines[3].strip().startswith("1.5 s  done 3/40")
     assert lines[3].endswith(", 1 failed")
     assert "\x1b" not in "".join(lines)
+
+
+def test_without_news_there_is_a_line_every_few_seconds(clock: SimpleNamespace) -> None:
+    text = io.StringIO()
+    with Reporter(False, Console(file=text, width=200)) as reporter:
+        for one in STORY[:3]:
+            reporter(one)
+        clock.now += 60.0
+        reporter(event("trial", 4, 90.0))
+    assert [line.partition("trial ")[2][:1] for line in text.getvalue().splitlines()[1:]] == [
+        "1", "4"]
 
 
 def test_a_terminal_gets_a_bar() -> None:
