@@ -58,7 +58,7 @@ class Lane:
         return candidate not in self.scores and candidate not in held
 
     def is_legal(self, candidate: Candidate) -> bool:
-        return not self.space.family.broken_rules(candidate)
+        return self.space.family.allows(candidate)
 
     def fastest(self) -> list[Candidate]:
         timed = [c for c, score in self.scores.items() if math.isfinite(score)]

@@ -120,6 +120,10 @@ class Family:
         config = self.kernel(problem.op).default(problem, target)
         return Candidate(problem, target, self, config)
 
+    def allows(self, candidate: Candidate) -> bool:
+        """Does no rule break? Asked of whole spaces: the first that does is answer enough."""
+        return all(rule.holds(candidate) for rule in self.kernel(candidate.problem.op).rules)
+
     def broken_rules(self, candidate: Candidate) -> tuple[Rule, ...]:
         rules = self.kernel(candidate.problem.op).rules
         return tuple(rule for rule in rules if not rule.holds(candidate))
@@ -158,7 +162,7 @@ class Space:
             yield Candidate(self.problem, self.target, self.family, config)
 
     def legal(self) -> Iterator[Candidate]:
-        return (c for c in self.all_points() if not self.family.broken_rules(c))
+        return filter(self.family.allows, self.all_points())
 
     def census(self) -> tuple[int, dict[str, int]]:
         """How many points are legal, and how many each rule alone removes."""

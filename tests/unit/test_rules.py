@@ -72,6 +72,14 @@ def test_knobs_survive_the_way_through_text(key: tuple[str, str]) -> None:
         assert parse_config(type(candidate.config), asdict(candidate.config)) == candidate.config
 
 
+@pytest.mark.parametrize("key", sorted(SPACES))
+def test_allowed_is_what_breaks_no_rule(key: tuple[str, str]) -> None:
+    family, problem, target = SPACES[key]
+    default = family.default(problem, target)
+    for candidate in (default, *sample(family, problem, target, 200)):
+        assert family.allows(candidate) == (not family.broken_rules(candidate))
+
+
 SMALL = {key for key, served in SPACES.items() if Space(*served[1:], served[0]).size < 30_000}
 
 
