@@ -11,7 +11,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
 from fagen.errors import UsageError
 from fagen.families.plan import Plan
@@ -23,13 +23,15 @@ Choice = int | bool | str
 
 
 def knob(
-    *choices: Choice, default: Choice, says: str, enum: str = "", launch: bool = False
+    *choices: Choice, default: Choice, says: str, enum: str = "", launch: bool = False,
+    only: tuple[str, Choice] | None = None,
 ) -> Any:
     """A tunable field. ``enum`` names the C++ enum class that a string knob chooses from. One of
-    the ``launch`` is in the plan alone: the kernel's text does not know it."""
+    the ``launch`` is in the plan alone: the kernel's text does not know it. With ``only``, it
+    matters where another knob has one value, and keeps its default elsewhere."""
     if default not in choices:
         raise ValueError(f"default {default!r} is not among {choices!r}")
-    metadata = {"choices": choices, "says": says, "enum": enum, "launch": launch}
+    metadata = {"choices": choices, "says": says, "enum": enum, "launch": launch, "only": only}
     return field(default=default, metadata=metadata)
 
 
@@ -69,6 +71,29 @@ class Rule:
 
     says: str
     holds: Callable[[Candidate], bool]
+
+
+@dataclass(frozen=True)
+class Idle:
+    """A knob with ``only``."""
+
+    name: str
+    default: Choice
+    other: str
+    value: Choice
+
+    @property
+    def rule(self) -> Rule:
+        return Rule(
+            f"{self.name} only matters with {self.other}={_plain(self.value)}",
+            lambda c: getattr(c.config, self.other) == self.value
+            or getattr(c.config, self.name) == self.default,
+        )
+
+
+def idle_knobs(config_type: type) -> tuple[Idle, ...]:
+    return tuple(Idle(f.name, cast(Choice, f.default), *f.metadata["only"])
+                 for f in fields(config_type) if f.metadata["only"])
 
 
 # What the GPU families' kernels serve.
@@ -156,8 +181,14 @@ class Space:
         return Candidate(self.problem, self.target, self.family, config)
 
     def all_points(self) -> Iterator[Candidate]:
+        """But those where a knob that does not matter leaves its default: there are many."""
         names = list(self.knobs())
+        idle = [(names.index(knob.name), knob.default, names.index(knob.other), knob.value)
+                for knob in idle_knobs(self.kernel.config)]
         for values in itertools.product(*self.knobs().values()):
+            if any(values[at] != default and values[other] != value
+                   for at, default, other, value in idle):
+                continue
             config = self.kernel.config(**dict(zip(names, values, strict=True)))
             yield Candidate(self.problem, self.target, self.family, config)
 
@@ -165,8 +196,12 @@ class Space:
         return filter(self.family.allows, self.all_points())
 
     def census(self) -> tuple[int, dict[str, int]]:
-        """How many points are legal, and how many each rule alone removes."""
+        """How many points are legal, and how many each rule alone removes: of all points a rule
+        that a knob does not matter, of the rest any other."""
         removed = {rule.says: 0 for rule in self.kernel.rules}
+        for knob in idle_knobs(self.kernel.config):
+            left, others = len(self.knobs()[knob.name]), len(self.knobs()[knob.other])
+            removed[knob.rule.says] = self.size // (left * others) * (left - 1) * (others - 1)
         legal = 0
         for candidate in self.all_points():
             broken = self.family.broken_rules(candidate)

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fagen.families.base import HALVES, Kernel, Rule, knob
+from fagen.families.base import HALVES, Kernel, Rule, idle_knobs, knob
 from fagen.families.plan import Plan, Region, Step, TensorMap, product
 from fagen.families.sm90_sizes import L2_FETCH, padded, panels, round_up, swizzle
 from fagen.model import Candidate, Problem
+from fagen.patterns import UNBOUNDED, Band
 from fagen.target import Target
 from fagen.workload import Workload
 
@@ -32,6 +33,14 @@ def _sparse(problem: Problem) -> bool:
     return noted(problem) or problem.pattern.is_data
 
 
+def _cuts(problem: Problem) -> tuple[bool, bool]:
+    """Does the pattern drop keys on the left, on the right, of a query?"""
+    pattern = problem.pattern
+    if not isinstance(pattern, Band):
+        return True, True
+    return pattern.left != UNBOUNDED, pattern.right != UNBOUNDED
+
+
 @dataclass(frozen=True)
 class Config:
     """Who computes what, the tile, and the depths in shared memory."""
@@ -44,9 +53,11 @@ class Config:
     stages_q: int = knob(1, 2, 3, default=2, says="stages of Q")
     stages_do: int = knob(1, 2, 3, default=2, says="stages of dO")
     stages_ds: int = knob(1, 2, 3, default=2, says="stages of dS on its way to dQ")
-    dq_columns: int = knob(64, 128, default=64, says="width of a piece of dQ (dq=own)")
-    stages_dq: int = knob(1, 2, default=2, says="pieces of dQ on their way out (dq=own)")
-    p_fp32: bool = knob(True, False, default=True, says="P stays in fp32 until dS is made")
+    dq_columns: int = knob(64, 128, default=64, says="width of a piece of dQ", only=("dq", "own"))
+    stages_dq: int = knob(1, 2, default=2, says="pieces of dQ on their way out",
+                          only=("dq", "own"))
+    p_fp32: bool = knob(True, False, default=True, says="P stays in fp32 until dS is made",
+                        only=("roles", "rows"))
     order: str = knob("by_head", "by_section", "heavy_first", default="by_head", enum="Order",
                       says="heads one after the other, or the longest key blocks of a few first, "
                       "or of as many as fit the L2 cache")
@@ -55,6 +66,11 @@ class Config:
     sums: str = knob("zeroed", "counted", default="zeroed", enum="Sums",
                      says="what begins and ends dQ: kernels before and behind, or the first and "
                      "the last key block of each query tile")
+    schedule: str = knob("grid", "dynamic", default="grid", enum="Schedule",
+                         says="a CTA has one key block, or there is one CTA per SM that takes them "
+                         "from a counter")
+    stages_kv: int = knob(1, 2, default=1, says="places for K and V",
+                          only=("schedule", "dynamic"))
     l2_fetch: int = knob(256, 128, default=256, says=L2_FETCH, launch=True)
 
     @property
@@ -69,6 +85,10 @@ class Config:
     @property
     def counted(self) -> bool:
         return self.sums == "counted"
+
+    @property
+    def resident(self) -> bool:
+        return self.schedule == "dynamic"
 
     @property
     def threads(self) -> int:
@@ -115,7 +135,7 @@ class Config:
     def shared_bytes(self, problem: Problem) -> int:
         d, dv = padded(problem.head_dim), padded(problem.head_dim_v)
         m, n = self.block_m, self.block_n
-        kv = round_up(2 * n * d, 1024) + round_up(2 * n * dv, 1024)
+        kv = self.stages_kv * (round_up(2 * n * d, 1024) + round_up(2 * n * dv, 1024))
         q = self.stages_q * round_up(2 * m * d, 1024)
         do = self.stages_do * round_up(2 * m * dv, 1024)
         ds = self.stages_ds * 2 * m * n
@@ -123,7 +143,8 @@ class Config:
         buffers = self.stages_dq if self.own_dq else CONSUMERS
         staging = buffers * 256 * self.dq_piece_columns(problem)
         rows = 4 * m * (self.stages_q + self.stages_do)
-        barriers = 8 * (2 * (self.stages_q + self.stages_do + self.stages_ds + stages_p) + 2)
+        rings = self.stages_q + self.stages_do + self.stages_ds + stages_p + self.stages_kv
+        barriers = 16 * rings + (32 * self.stages_kv if self.resident else 0)
         notes = 8 * NOTES if noted(problem) else 0
         told = 16 if self.counted else 0
         return kv + q + do + ds + stages_p * 128 * m + staging + rows + barriers + notes + told
@@ -146,6 +167,18 @@ class Config:
 
     def register_budget(self, problem: Problem) -> int:
         """The most that compiled without spills under what setmaxnreg grants."""
+        return self._budget(problem) - (self._kept_between(problem) if self.resident else 0)
+
+    def _kept_between(self, problem: Problem) -> int:
+        """What a resident consumer holds from one step, or key block, to the next besides."""
+        left, right = _cuts(problem)
+        if self.roles == "split":
+            return 0
+        if self.own_dq:
+            return 32 if left else 8 if right and self.counted else 0
+        return 24 if left or problem.features else 8
+
+    def _budget(self, problem: Problem) -> int:
         if not self.own_dq:
             # Of masks of the call the loading warp keeps more, which consumers then lack.
             short = problem.pattern.is_data and (self.dq == "lockstep" or bool(problem.features))
@@ -183,12 +216,15 @@ def _plan(candidate: Candidate) -> Plan:
     turns = Region(product(q_tiles=m, heads=1 if config.own_dq else CONSUMERS, batch=4))
     pre = Step("bwd_pre", ends, ENDS_THREADS)
     main = Step("bwd_main", blocks, config.threads, config.shared_bytes(problem),
-                overlap=config.overlap, maps=_maps(problem, config))
+                ctas_per_sm=1 if config.resident else 0, overlap=config.overlap,
+                maps=_maps(problem, config))
     post = Step("bwd_post", ends, ENDS_THREADS, config.post_bytes(problem), overlap=config.overlap)
     takes_turns = config.counted or "deterministic" in problem.features
+    counter = Region(product(one=16))
     return Plan(
         steps=(pre, main) if config.counted else (pre, main, post),
-        regions=(rows, sums, turns) if takes_turns else (rows, sums),
+        regions=(rows, sums, *([turns] if takes_turns else []),
+                 *([counter] if config.resident else [])),
     )
 
 
@@ -204,6 +240,7 @@ def _bytes_moved(candidate: Candidate, w: Workload) -> int:
 
 _RULES = (
     HALVES,
+    *(idle.rule for idle in idle_knobs(Config)),
     Rule("split roles leave dQ to a warpgroup of its own",
          lambda c: c.config.roles == "rows" or c.config.own_dq),
     Rule("dQ can be cut into 64-row pieces among those who make it",
@@ -212,10 +249,10 @@ _RULES = (
          lambda c: c.config.dq != "lockstep" or c.config.stages_ds == 2),
     Rule("delayed needs two or more stages of dS",
          lambda c: c.config.dq != "delayed" or c.config.stages_ds >= 2),
-    Rule("dq_columns and stages_dq only matter with dq=own",
-         lambda c: c.config.own_dq or (c.config.dq_columns, c.config.stages_dq) == (64, 2)),
-    Rule("p_fp32 only matters with roles=rows",
-         lambda c: c.config.roles == "rows" or c.config.p_fp32),
+    Rule("CTAs that take several key blocks walk over one run of query tiles, known beforehand: no "
+         "notes of steps, no mask of the call, no packed sequences",
+         lambda c: not c.config.resident
+         or not (_sparse(c.problem) or "varlen" in c.problem.features)),
     Rule("key blocks are counted by a dQ warpgroup, where each query tile has one run of them, "
          "known beforehand",
          lambda c: not c.config.counted or (c.config.own_dq and not _sparse(c.problem))),

@@ -29,47 +29,55 @@ FAGEN_DEVICE int told(uint32_t shared, int word) {
 // A step is counted one step later, when its reductions have landed anyway, or at once if others wait.
 template <class P>
 FAGEN_DEVICE void make_counted_dq(const fagen_params &p, uint32_t shared) {
-  const KeyBlock block = key_block(p);
-  const bool first_thread = threadIdx.x % 128 == 0;
-  DqWork work{shared, nullptr, nullptr, {}, 0, 0, {}};
-  Share before;  // of the step before, if it is not counted yet: the first thread knows
-  Place before_at{};
-  wait_for_previous_kernel();
-  barrier_wait(shared + K_FULL, 0);
-  find_steps<P>(p, block, [&](int head, int m, int tile, bool) {
-    const Place at{head, m, tile};
-    work.share = share_of<P>(p, block, head, m, tile);
-    work.sums = dq_tile(p, tile);
-    if (first_thread) work.share.claim();  // the answer is there when the piece is
-    wait_full<STAGES_DS>(shared + DS_FULL, work.step);
-    for (int row = 0; row < BLOCK_M; row += 64) make_dq_pieces<0>(work, row);
-    work.step++;
-    int complete = 0;  // 1: the tile of the step before, 2: this one
+  int b = 0, step = 0, sent = 0;  // of the CTA so far
+  if (RESIDENT && !follows(p, shared, b)) return wait_for_previous_kernel();
+  do {
+    const KeyBlock block = key_block(p, shared, b);
+    const bool first_thread = threadIdx.x % 128 == 0;
+    const uint32_t k = shared + AT_K + b % STAGES_KV * KEYS_BYTES;
+    DqWork work{shared, k, nullptr, nullptr, {}, step, sent, {}};
+    Share before;  // of the step before, if it is not counted yet: the first thread knows
+    Place before_at{};
+    wait_for_previous_kernel();
+    wait_full<STAGES_KV>(shared + K_FULL, b);
+    find_steps<P>(p, block, [&](int head, int m, int tile, bool) {
+      const Place at{head, m, tile};
+      work.share = share_of<P>(p, block, head, m, tile);
+      work.sums = dq_tile(p, tile);
+      if (first_thread) work.share.claim();  // the answer is there when the piece is
+      wait_full<STAGES_DS>(shared + DS_FULL, work.step);
+      for (int row = 0; row < BLOCK_M; row += 64) make_dq_pieces<0>(work, row);
+      work.step++;
+      int complete = 0;  // 1: the tile of the step before, 2: this one
+      if (first_thread) {
+        if (before.count) {
+          bulk_wait<PIECES>();
+          complete = before.add();
+        }
+        before = work.share;
+        if (work.share.urgent()) {
+          bulk_wait<0>();
+          complete |= work.share.add() << 1;
+          before.count = nullptr;
+        }
+      }
+      complete = told(shared, complete);
+      if (complete & 1) finish_tile(p, block.batch, before_at);
+      if (complete & 2) finish_tile(p, block.batch, at);
+      before_at = at;
+    });
+    release_keys(shared, b);
+    if (work.step == step) continue;
+    step = work.step, sent = work.sent;
+    // The last step of the block, while consumers end it and begin the next one.
+    int complete = 0;
     if (first_thread) {
-      if (before.count) {
-        bulk_wait<PIECES>();
-        complete = before.add();
-      }
-      before = work.share;
-      if (work.share.urgent()) {
-        bulk_wait<0>();
-        complete |= work.share.add() << 1;
-        before.count = nullptr;
-      }
+      bulk_wait<0>();
+      if (before.count) complete = before.add();
     }
-    complete = told(shared, complete);
-    if (complete & 1) finish_tile(p, block.batch, before_at);
-    if (complete & 2) finish_tile(p, block.batch, at);
-    before_at = at;
-  });
-  if (work.step == 0) return;
-  int complete = 0;
-  if (first_thread) {
-    bulk_wait<0>();
-    if (before.count) complete = before.add();
-  }
-  named_sync(DQ_GROUP, 128);  // all have read what was told last
-  if (told(shared, complete)) finish_tile(p, block.batch, before_at);
+    named_sync(DQ_GROUP, 128);  // all have read what was told last
+    if (told(shared, complete)) finish_tile(p, block.batch, before_at);
+  } while (RESIDENT && follows(p, shared, ++b));
 }
 
 #endif

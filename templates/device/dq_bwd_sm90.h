@@ -52,25 +52,27 @@ FAGEN_DEVICE float *dq_tile(const fagen_params &p, int tile) {
 
 // A warp that sends consumer w's piece of every step. Its lane 0 works, the others keep barriers.
 FAGEN_DEVICE void send_dq(const fagen_params &p, uint32_t shared, int w) {
-  const KeyBlock block = key_block(p);
+  const KeyBlocks blocks(p, shared);
   const uint32_t buffer = shared + AT_DQ + w * DQ_PIECE_BYTES;
   const bool first_lane = threadIdx.x % 32 == 0;
-  wait_for_previous_kernel();
   const auto staged = [&] {
     named_arrive(DQ_SENT + w, 160);
     named_sync(DQ_STAGED + w, 160);
   };
-  for_each_dq(p, block, shared, staged, [&](int head, int m, int tile) {
-    if (first_lane) {
-      Turn turn{};
-      if (DETERMINISTIC) turn = turn_of(head_pattern<Pattern>(p, block.batch, head), block.n, m);
-      if (DETERMINISTIC) await_turn(turn_at(p, tile, w), turn.mine);
-      bulk_reduce_add_f32(dq_tile(p, tile) + w * (DQ_PIECE_BYTES / 4), buffer, DQ_PIECE_BYTES);
-      bulk_commit();
-      bulk_wait_read<0>();
-      if (DETERMINISTIC) pass_turn(turn_at(p, tile, w), turn.pass);
-    }
-    __syncwarp();
+  blocks.each([&](const KeyBlock &block, int b) {
+    for_each_dq(p, block, shared, staged, [&](int head, int m, int tile) {
+      if (first_lane) {
+        Turn turn{};
+        if (DETERMINISTIC) turn = turn_of(head_pattern<Pattern>(p, block.batch, head), block.n, m);
+        if (DETERMINISTIC) await_turn(turn_at(p, tile, w), turn.mine);
+        bulk_reduce_add_f32(dq_tile(p, tile) + w * (DQ_PIECE_BYTES / 4), buffer, DQ_PIECE_BYTES);
+        bulk_commit();
+        bulk_wait_read<0>();
+        if (DETERMINISTIC) pass_turn(turn_at(p, tile, w), turn.pass);
+      }
+      __syncwarp();
+    });
+    release_keys(shared, b);
   });
   if (first_lane) bulk_wait<0>();
 }
@@ -86,7 +88,7 @@ FAGEN_DEVICE void hand_over_dq(uint32_t shared, const float (&d)[DQ_PIECE_COLUMN
 // --- a warpgroup that makes all of dQ and sends it itself ---------------------------------------
 
 struct DqWork {
-  uint32_t shared;
+  uint32_t shared, k;  // k: of the key block
   float *sums;
   int *turn_at;
   Turn turn;
@@ -101,7 +103,7 @@ FAGEN_DEVICE void make_dq_pieces(DqWork &work, int row) {
   const bool first_thread = threadIdx.x % 128 == 0;
   float d[N / 2];
   const uint32_t ds = work.shared + AT_DS + work.step % STAGES_DS * DsTile::bytes;
-  multiply_dq<N>(d, ds, work.shared + AT_K, row, FIRST);
+  multiply_dq<N>(d, ds, work.k, row, FIRST);
   wgmma_wait<0>();
   pin(d);
   const bool last = FIRST + N == D && row + 64 == BLOCK_M;
@@ -126,17 +128,20 @@ FAGEN_DEVICE void make_dq_pieces(DqWork &work, int row) {
 }
 
 FAGEN_DEVICE void make_dq(const fagen_params &p, uint32_t shared) {
-  const KeyBlock block = key_block(p);
-  DqWork work{shared, nullptr, nullptr, {}, 0, 0, {}};
-  wait_for_previous_kernel();
-  barrier_wait(shared + K_FULL, 0);
+  const KeyBlocks blocks(p, shared);
+  DqWork work{shared, shared + AT_K, nullptr, nullptr, {}, 0, 0, {}};
   const auto ready = [&] { wait_full<STAGES_DS>(shared + DS_FULL, work.step); };
-  for_each_dq(p, block, shared, ready, [&](int head, int m, int tile) {
-    work.sums = dq_tile(p, tile);
-    work.turn_at = turn_at(p, tile, 0);
-    if (DETERMINISTIC) work.turn = turn_of(head_pattern<Pattern>(p, block.batch, head), block.n, m);
-    for (int row = 0; row < BLOCK_M; row += 64) make_dq_pieces<0>(work, row);
-    work.step++;
+  blocks.each([&](const KeyBlock &block, int b) {
+    wait_full<STAGES_KV>(shared + K_FULL, b);
+    work.k = shared + AT_K + b % STAGES_KV * KEYS_BYTES;
+    for_each_dq(p, block, shared, ready, [&](int head, int m, int tile) {
+      work.sums = dq_tile(p, tile);
+      work.turn_at = turn_at(p, tile, 0);
+      if (DETERMINISTIC) work.turn = turn_of(head_pattern<Pattern>(p, block.batch, head), block.n, m);
+      for (int row = 0; row < BLOCK_M; row += 64) make_dq_pieces<0>(work, row);
+      work.step++;
+    });
+    release_keys(shared, b);
   });
   if (threadIdx.x % 128 == 0) bulk_wait<0>();
 }

@@ -40,6 +40,7 @@ FAGEN_DEVICE void zero_dq_without_adders(const fagen_params &p, const Sequence &
 FAGEN_DEVICE void preprocess(const fagen_params &p) {
   constexpr int LANES = HEAD_DIM_V <= 64 ? 8 : HEAD_DIM_V <= 128 ? 16 : 32;  // 8 dims each
   constexpr int ROWS = ENDS_THREADS / LANES;
+  if (RESIDENT && (blockIdx.x | blockIdx.y | blockIdx.z | threadIdx.x) == 0) *taken(p) = 0;
   const Slot slot = q_slot(p, BLOCK_M, blockIdx.x, blockIdx.z);
   const int m = slot.tile, head = blockIdx.y, batch = slot.batch;
   const Sequence sequence(p, batch);

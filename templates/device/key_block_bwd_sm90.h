@@ -1,11 +1,8 @@
-// Which keys a CTA owns: what follows from its number alone.
+// Which keys a number stands for: what follows from the number alone.
 #pragma once
 
-// Read anew wherever it is needed: cheaper than registers held through the main loop. All lanes of
-// a warp call it.
-FAGEN_DEVICE KeyBlock key_block(const fagen_params &p) {
-  int tile;
-  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(tile));
+// All lanes of a warp call it.
+FAGEN_DEVICE KeyBlock key_block(const fagen_params &p, int tile) {
   const int heads = entries(p) * p.kv_heads;
   const int blocks = VARLEN ? p.total_kv / BLOCK_N + p.batch : tiles_of(p.seqlen_kv, BLOCK_N);
   const int wide = heads_per_section(p), section = tile / (wide * blocks);

@@ -7,9 +7,7 @@
 
 static_assert(!DETERMINISTIC && !VARLEN);
 
-FAGEN_DEVICE KeyBlock key_block(const fagen_params &p) {
-  int tile;
-  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(tile));
+FAGEN_DEVICE KeyBlock key_block(const fagen_params &p, int tile) {
   const int heads = p.batch * p.kv_heads, blocks = tiles_of(p.seqlen_kv, BLOCK_N);
   const int wide = heads_per_section(p), section = tile / (wide * blocks);
   const int inside = tile - section * wide * blocks, width = min_of(wide, heads - section * wide);

@@ -3,13 +3,14 @@
 #ifndef FAGEN_LAYOUT_BWD_SM90_H
 #define FAGEN_LAYOUT_BWD_SM90_H
 
-#include "device/barrier_sm90.h"
 #include "device/tma_sm90.h"
 #include "device/wgmma_sm90.h"
 
 // Head dims as the multiplies see them; TMA fills the columns past the tensor with zeros.
 constexpr int D = round_up(HEAD_DIM, 16), DV = round_up(HEAD_DIM_V, 16);
 constexpr bool SPLIT = ROLES == Roles::split, OWN_DQ = DQ == Dq::own;
+constexpr bool RESIDENT = SCHEDULE == Schedule::dynamic;  // a CTA takes key blocks until none is left
+static_assert(RESIDENT || STAGES_KV == 1, "a CTA with one key block has one place for it");
 constexpr int BLOCK_N = SPLIT ? 64 : 128;
 static_assert(!SPLIT || OWN_DQ, "split roles leave dQ to a warpgroup of its own");
 static_assert(BLOCK_M % 16 == 0, "16 queries are one step of the dK and dV multiplies");
@@ -76,7 +77,8 @@ constexpr int P_BYTES = 64 * BLOCK_M * 2;
 
 constexpr int AT_K = 0;
 constexpr int AT_V = AT_K + aligned(KTile::bytes);
-constexpr int AT_Q = AT_V + aligned(VTile::bytes);
+constexpr int KEYS_BYTES = AT_V + aligned(VTile::bytes);  // K and V of a key block
+constexpr int AT_Q = STAGES_KV * KEYS_BYTES;
 constexpr int AT_DO = AT_Q + STAGES_Q * Q_BYTES;
 constexpr int AT_DS = AT_DO + STAGES_DO * DO_BYTES;
 constexpr int AT_P = AT_DS + STAGES_DS * DsTile::bytes;
@@ -84,60 +86,24 @@ constexpr int AT_DQ = AT_P + STAGES_P * P_BYTES;
 constexpr int AT_LSE = AT_DQ + DQ_BUFFERS * DQ_PIECE_BYTES;
 constexpr int AT_DELTA = AT_LSE + STAGES_Q * ROW_BYTES;
 
-constexpr int BARRIERS = AT_DELTA + STAGES_DO * ROW_BYTES;
+constexpr int AT_BLOCKS = AT_DELTA + STAGES_DO * ROW_BYTES;  // notes (blocks_bwd_sm90.h)
+constexpr int BARRIERS = AT_BLOCKS + (RESIDENT ? 16 * STAGES_KV : 0);
 constexpr int Q_FULL = BARRIERS, Q_EMPTY = Q_FULL + 8 * STAGES_Q;
 constexpr int DO_FULL = Q_EMPTY + 8 * STAGES_Q, DO_EMPTY = DO_FULL + 8 * STAGES_DO;
 constexpr int DS_FULL = DO_EMPTY + 8 * STAGES_DO, DS_EMPTY = DS_FULL + 8 * STAGES_DS;
 constexpr int P_FULL = DS_EMPTY + 8 * STAGES_DS, P_EMPTY = P_FULL + 8 * STAGES_P;
-constexpr int K_FULL = P_EMPTY + 8 * STAGES_P, V_FULL = K_FULL + 8;
+constexpr int K_FULL = P_EMPTY + 8 * STAGES_P, V_FULL = K_FULL + 8 * STAGES_KV;
 // A note is read at the latest when the consumers are done with the step after it, or with dS of
 // STAGES_DS more; it is written STAGES_Q steps ahead of them.
-constexpr int NOTES = 8, AT_NOTES = V_FULL + 8;
+constexpr int NOTES = 8, AT_NOTES = V_FULL + 8 * STAGES_KV;
 static_assert(STAGES_Q + max_of(STAGES_DS, 2) <= NOTES);
 // What the first thread of a dQ warpgroup tells the others.
 constexpr int AT_TOLD = AT_NOTES + (NOTED ? 8 * NOTES : 0);
-constexpr int SHARED_BYTES = AT_TOLD + (COUNTED ? 16 : 0);
+// What a resident CTA has besides, for each place of K and V.
+constexpr int KEYS_EMPTY = AT_TOLD + (COUNTED ? 16 : 0), OUTPUT_FULL = KEYS_EMPTY + 8 * STAGES_KV;
+constexpr int SHARED_BYTES = RESIDENT ? OUTPUT_FULL + 8 * STAGES_KV : KEYS_EMPTY;
 
 // Named barriers; those with a warpgroup's number added are one per consumer.
 enum Named { EVERY_CONSUMER = 1, DQ_STAGED = 2, DQ_SENT = 4, OUTPUT = 6, DQ_GROUP = 8 };
-
-// One arrival per warp that reads (or, for dS and P, writes) a stage.
-FAGEN_DEVICE void init_barriers(uint32_t shared) {
-  constexpr int readers = 4 * CONSUMERS, writers = SPLIT ? 4 : 4 * CONSUMERS;
-  constexpr int dq_readers = OWN_DQ ? 4 : 4 * CONSUMERS;
-  for (int i = 0; i < STAGES_Q; i++) {
-    barrier_init(shared + Q_FULL + 8 * i, 1);
-    barrier_init(shared + Q_EMPTY + 8 * i, readers);
-  }
-  for (int i = 0; i < STAGES_DO; i++) {
-    barrier_init(shared + DO_FULL + 8 * i, 1);
-    barrier_init(shared + DO_EMPTY + 8 * i, readers);
-  }
-  for (int i = 0; i < STAGES_DS; i++) {
-    barrier_init(shared + DS_FULL + 8 * i, writers);
-    barrier_init(shared + DS_EMPTY + 8 * i, dq_readers);
-  }
-  for (int i = 0; i < STAGES_P; i++) {
-    barrier_init(shared + P_FULL + 8 * i, 4);
-    barrier_init(shared + P_EMPTY + 8 * i, 4);
-  }
-  barrier_init(shared + K_FULL, 1);
-  barrier_init(shared + V_FULL, 1);
-  barrier_init_fence();
-}
-
-// The c-th use of a ring of barriers: wait for it to fill, wait until it may be filled, hand on.
-template <int STAGES>
-FAGEN_DEVICE void wait_full(uint32_t barriers, int c) {
-  barrier_wait(barriers + 8 * (c % STAGES), c / STAGES & 1);
-}
-template <int STAGES>
-FAGEN_DEVICE void wait_empty(uint32_t barriers, int c) {
-  barrier_wait(barriers + 8 * (c % STAGES), (c / STAGES & 1) ^ 1);
-}
-template <int STAGES>
-FAGEN_DEVICE void arrive_by_warp(uint32_t barriers, int c) {
-  if (threadIdx.x % 32 == 0) barrier_arrive(barriers + 8 * (c % STAGES));
-}
 
 #endif

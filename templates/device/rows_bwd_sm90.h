@@ -14,12 +14,15 @@ struct Consumer {
   uint32_t shared;
   int w;             // which consumer
   float scale_log2;
+  int b = 0;         // which key block of the CTA
 
   FAGEN_DEVICE uint32_t q(int c) const { return shared + AT_Q + c % STAGES_Q * Q_BYTES; }
   FAGEN_DEVICE uint32_t dout(int c) const { return shared + AT_DO + c % STAGES_DO * DO_BYTES; }
   FAGEN_DEVICE uint32_t ds(int c) const { return shared + AT_DS + c % STAGES_DS * DsTile::bytes; }
-  FAGEN_DEVICE uint32_t k_rows() const { return shared + AT_K + 64 * w * KTile::swizzle; }
-  FAGEN_DEVICE uint32_t v_rows() const { return shared + AT_V + 64 * w * VTile::swizzle; }
+  FAGEN_DEVICE uint32_t k() const { return shared + AT_K + b % STAGES_KV * KEYS_BYTES; }
+  FAGEN_DEVICE uint32_t v() const { return shared + AT_V + b % STAGES_KV * KEYS_BYTES; }
+  FAGEN_DEVICE uint32_t k_rows() const { return k() + 64 * w * KTile::swizzle; }
+  FAGEN_DEVICE uint32_t v_rows() const { return v() + 64 * w * VTile::swizzle; }
   FAGEN_DEVICE uint32_t lse(int c) const {
     return shared + AT_LSE + c % STAGES_Q * ROW_BYTES + threadIdx.x % 4 * 8;
   }
@@ -120,7 +123,7 @@ FAGEN_DEVICE void Consumer::lockstep(float (&dk)[D / 2], float (&dv)[DV / 2],
   fence_async_shared();
   named_sync(EVERY_CONSUMER, 128 * CONSUMERS);  // all of dS is there, and the last dQ was read
   float dq[DQ_PIECE_COLUMNS / 2];
-  multiply_own_piece(dq, ds(c), shared + AT_K, w);
+  multiply_own_piece(dq, ds(c), k(), w);
   wgmma_wait<1>();
   pin(dv);
   pin(p16);
@@ -144,15 +147,15 @@ FAGEN_DEVICE void Consumer::delayed(float (&dk)[D / 2], float (&dv)[DV / 2],
   make_p_and_ds<MASKED>(p16, ds16, dv, walk);
   issue_dv(dv, p16, c);
   publish_ds(ds16, c);
-  if (c > 0) wait_full<STAGES_DS>(shared + DS_FULL, c - 1);
-  multiply_own_piece(dq, ds(before), shared + AT_K, w);  // of no use in step 0
+  if (!walk.first()) wait_full<STAGES_DS>(shared + DS_FULL, c - 1);
+  multiply_own_piece(dq, ds(before), k(), w);  // of no use in the first step
   issue_dk(dk, ds16, c);
   wgmma_wait<1>();
   pin(dv);
   pin(p16);
   pin(dq);
   release_do(c);
-  if (c > 0) {
+  if (!walk.first()) {
     arrive_by_warp<STAGES_DS>(shared + DS_EMPTY, c - 1);
     hand_over_dq(shared, dq, w);
   }
@@ -163,12 +166,12 @@ FAGEN_DEVICE void Consumer::delayed(float (&dk)[D / 2], float (&dv)[DV / 2],
 }
 
 FAGEN_DEVICE void Consumer::last_delayed_dq(int steps) const {
-  if (steps == 0) return;
   float dq[DQ_PIECE_COLUMNS / 2];
   wait_full<STAGES_DS>(shared + DS_FULL, steps - 1);
-  multiply_own_piece(dq, ds(steps - 1), shared + AT_K, w);
+  multiply_own_piece(dq, ds(steps - 1), k(), w);
   wgmma_wait<0>();
   pin(dq);
+  if (RESIDENT) arrive_by_warp<STAGES_DS>(shared + DS_EMPTY, steps - 1);
   hand_over_dq(shared, dq, w);
 }
 
@@ -208,17 +211,48 @@ FAGEN_DEVICE void await_last_dq(uint32_t shared, int steps) {
   if (steps > 0) wait_full<STAGES_DS>(shared + DS_EMPTY, steps - 1);
 }
 
-FAGEN_DEVICE void consume_rows(const fagen_params &p, uint32_t shared, int w, const TensorMap *dk_map,
+// A resident CTA: `consume` one key block after the other, and let what it leaves be sent.
+template <class F>
+FAGEN_DEVICE void consume_blocks(Consumer consumer, F consume) {
+#pragma unroll 1
+  for (int steps = 0; follows(consumer.p, consumer.shared, consumer.b); consumer.b++) {
+    steps = consume(consumer, steps);
+    consumer.b = which_block(consumer.shared, consumer.b);
+    __syncwarp();
+    arrive_by_warp<STAGES_KV>(consumer.shared + OUTPUT_FULL, consumer.b);
+  }
+}
+// The warp that sends it.
+FAGEN_DEVICE void send_outputs(const fagen_params &p, uint32_t shared, const TensorMap *dk_map,
                                const TensorMap *dv_map) {
-  const Consumer consumer{p, shared, w, p.scale * LOG2E};
+  KeyBlocks(p, shared).each([&](const KeyBlock &block, int b) {
+    wait_full<STAGES_KV>(shared + OUTPUT_FULL, b);
+    const uint32_t keys = shared + b % STAGES_KV * KEYS_BYTES;
+    if (threadIdx.x % 32 == 0) {
+      for (int rows = 0; rows < BLOCK_N; rows += 64) {
+        const int row = block.n * BLOCK_N + rows;
+        send_output<VTile>(dv_map, keys + AT_V + rows * VTile::swizzle, row, block);
+        send_output<KTile>(dk_map, keys + AT_K + rows * KTile::swizzle, row, block);
+      }
+      bulk_commit();
+      bulk_wait_read<0>();
+    }
+    release_keys(shared, b);
+  });
+}
+
+// dK and dV of the consumer's key block, left in the place of K and V. Returns the steps so far.
+FAGEN_DEVICE int consume_block(const Consumer &consumer, int steps) {
+  const fagen_params &p = consumer.p;
+  const uint32_t shared = consumer.shared;
   float dk[D / 2], dv[DV / 2];
 #pragma unroll
   for (int i = 0; i < D / 2; i++) dk[i] = 0.f;
 #pragma unroll
   for (int i = 0; i < DV / 2; i++) dv[i] = 0.f;
-  barrier_wait(shared + K_FULL, 0);
-  barrier_wait(shared + V_FULL, 0);
-  Walk walk(p, shared);
+  wait_full<STAGES_KV>(shared + K_FULL, consumer.b);
+  wait_full<STAGES_KV>(shared + V_FULL, consumer.b);
+  Walk walk(p, shared, consumer.b, steps);
   zero_keys_past_end(shared, walk);
 #pragma unroll 1
   for (; walk.more(); walk.advance())
@@ -226,7 +260,8 @@ FAGEN_DEVICE void consume_rows(const fagen_params &p, uint32_t shared, int w, co
       consumer.step<true>(dk, dv, walk);
     else
       consumer.step<false>(dk, dv, walk);
-  if constexpr (DQ == Dq::delayed) consumer.last_delayed_dq(walk.steps());
+  if constexpr (DQ == Dq::delayed)
+    if (walk.any()) consumer.last_delayed_dq(walk.steps());
   consumer.announce_end(walk.steps());
   // The output takes the place of K and V when nobody reads them any more.
   if constexpr (DQ == Dq::own)
@@ -236,8 +271,17 @@ FAGEN_DEVICE void consume_rows(const fagen_params &p, uint32_t shared, int w, co
   stage_output<VTile, DV>(consumer.v_rows(), dv, 1.f);
   stage_output<KTile, D>(consumer.k_rows(), dk, p.scale);
   fence_async_shared();
+  return walk.steps();
+}
+
+FAGEN_DEVICE void consume_rows(const fagen_params &p, uint32_t shared, int w, const TensorMap *dk_map,
+                               const TensorMap *dv_map) {
+  const Consumer consumer{p, shared, w, p.scale * LOG2E};
+  if constexpr (RESIDENT)
+    return consume_blocks(consumer, consume_block);
+  consume_block(consumer, 0);
   named_sync(OUTPUT + w, 128);
-  const KeyBlock block = key_block(p);
+  const KeyBlock block = key_block(p, shared, 0);
   const Sequence sequence(p, block.batch);
   if constexpr (VARLEN) {
     const int first = block.n * BLOCK_N + 64 * w;

@@ -38,14 +38,12 @@ FAGEN_DEVICE void release_p(uint32_t shared, int c) {
   arrive_by_warp<STAGES_P>(shared + P_EMPTY, c);
 }
 
-// A finished result takes the place of the operand it had in shared memory.
-template <class T, int COLUMNS, int N>
-FAGEN_DEVICE void output(const fagen_params &p, uint32_t rows, const float (&d)[N / 2], float scale,
-                         const TensorMap *map, const fagen_view &view, int w) {
-  stage_output<T, N>(rows, d, scale);
-  fence_async_shared();
+// A finished result, which took the place of the operand it had in shared memory, leaves.
+template <class T, int COLUMNS>
+FAGEN_DEVICE void output(const fagen_params &p, uint32_t shared, uint32_t rows, const TensorMap *map,
+                         const fagen_view &view, int w) {
   named_sync(OUTPUT + w, 128);
-  const KeyBlock block = key_block(p);
+  const KeyBlock block = key_block(p, shared, 0);
   const Sequence sequence(p, block.batch);
   if constexpr (VARLEN) {
     const int first = block.n * BLOCK_N;
@@ -61,13 +59,13 @@ FAGEN_DEVICE void output(const fagen_params &p, uint32_t rows, const float (&d)[
   }
 }
 
-FAGEN_DEVICE void value_side(const Consumer &consumer, const TensorMap *dv_map) {
+FAGEN_DEVICE int value_side(const Consumer &consumer, int steps) {
   const uint32_t shared = consumer.shared;
   float dv[DV / 2];
 #pragma unroll
   for (int i = 0; i < DV / 2; i++) dv[i] = 0.f;
-  barrier_wait(shared + K_FULL, 0);
-  Walk walk(consumer.p, shared);
+  wait_full<STAGES_KV>(shared + K_FULL, consumer.b);
+  Walk walk(consumer.p, shared, consumer.b, steps);
   zero_keys_past_end(shared, walk);
 #pragma unroll 1
   for (; walk.more(); walk.advance()) {
@@ -95,19 +93,21 @@ FAGEN_DEVICE void value_side(const Consumer &consumer, const TensorMap *dv_map) 
     pin(p16);
     consumer.release_do(c);
   }
-  barrier_wait(shared + V_FULL, 0);
+  wait_full<STAGES_KV>(shared + V_FULL, consumer.b);
   // The key side reads V until its last dP is done; then it lets go of that step's dO.
   if (walk.steps() > 0) wait_full<STAGES_DO>(shared + DO_EMPTY, walk.steps() - 1);
-  output<VTile, HEAD_DIM_V, DV>(consumer.p, shared + AT_V, dv, 1.f, dv_map, consumer.p.dv, 0);
+  stage_output<VTile, DV>(consumer.v(), dv, 1.f);
+  fence_async_shared();
+  return walk.steps();
 }
 
-FAGEN_DEVICE void key_side(const Consumer &consumer, const TensorMap *dk_map) {
+FAGEN_DEVICE int key_side(const Consumer &consumer, int steps) {
   const uint32_t shared = consumer.shared;
   float dk[D / 2];
 #pragma unroll
   for (int i = 0; i < D / 2; i++) dk[i] = 0.f;
-  barrier_wait(shared + V_FULL, 0);
-  Walk walk(consumer.p, shared);
+  wait_full<STAGES_KV>(shared + V_FULL, consumer.b);
+  Walk walk(consumer.p, shared, consumer.b, steps);
   zero_keys_past_end(shared, walk);
 #pragma unroll 1
   for (; walk.more(); walk.advance()) {
@@ -134,20 +134,27 @@ FAGEN_DEVICE void key_side(const Consumer &consumer, const TensorMap *dk_map) {
     consumer.release_q(c);
   }
   consumer.announce_end(walk.steps());
-  barrier_wait(shared + K_FULL, 0);
+  wait_full<STAGES_KV>(shared + K_FULL, consumer.b);
   // The last dQ, and before it the last scores, read K.
   await_last_dq(shared, walk.steps());
-  output<KTile, HEAD_DIM, D>(consumer.p, shared + AT_K, dk, consumer.p.scale, dk_map,
-                             consumer.p.dk, 1);
+  stage_output<KTile, D>(consumer.k(), dk, consumer.p.scale);
+  fence_async_shared();
+  return walk.steps();
 }
 
 FAGEN_DEVICE void consume_split(const fagen_params &p, uint32_t shared, int side,
                                 const TensorMap *dk_map, const TensorMap *dv_map) {
   const Consumer consumer{p, shared, 0, p.scale * LOG2E};
-  if (side == 0)
-    value_side(consumer, dv_map);
-  else
-    key_side(consumer, dk_map);
+  if constexpr (RESIDENT) {
+    if (side == 0) consume_blocks(consumer, value_side);
+    else consume_blocks(consumer, key_side);
+  } else if (side == 0) {
+    value_side(consumer, 0);
+    output<VTile, HEAD_DIM_V>(p, shared, consumer.v(), dv_map, p.dv, 0);
+  } else {
+    key_side(consumer, 0);
+    output<KTile, HEAD_DIM>(p, shared, consumer.k(), dk_map, p.dk, 1);
+  }
 }
 
 #endif

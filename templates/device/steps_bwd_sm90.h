@@ -7,7 +7,7 @@
 #ifndef FAGEN_STEPS_BWD_SM90_H
 #define FAGEN_STEPS_BWD_SM90_H
 
-#include "device/walk_bwd_sm90.h"
+#include "device/blocks_bwd_sm90.h"
 
 struct Note {
   int head;  // -1 after the last step
@@ -103,7 +103,8 @@ FAGEN_DEVICE void for_each_dq(const fagen_params &p, const KeyBlock &block, uint
   }
 }
 
-// A consumer's position: step c is query tile m of head `head`. `more` waits for the step.
+// A consumer's position: step c is query tile m of head `head`. Steps are counted on from one key
+// block of the CTA to the next. `more` waits for the step.
 template <class P>
 struct WalkOf {
   uint32_t shared;
@@ -111,8 +112,8 @@ struct WalkOf {
   Lengths lengths;
   int n, c = 0, m = 0, head = 0;
   bool needs_mask = true;
-  FAGEN_DEVICE WalkOf(const fagen_params &p, uint32_t shared)
-      : shared(shared), block(key_block(p)), lengths(Sequence(p, block.batch).lengths()),
+  FAGEN_DEVICE WalkOf(const fagen_params &p, uint32_t shared, int b, int)
+      : shared(shared), block(key_block(p, shared, b)), lengths(Sequence(p, block.batch).lengths()),
         n(block.n) {}
   FAGEN_DEVICE bool more() {
     wait_full<STAGES_Q>(shared + Q_FULL, c);
@@ -122,6 +123,8 @@ struct WalkOf {
   }
   FAGEN_DEVICE void advance() { c++; }
   FAGEN_DEVICE bool masked() const { return needs_mask; }
+  FAGEN_DEVICE bool first() const { return c == 0; }
+  FAGEN_DEVICE bool any() const { return c != 0; }  // behind the last step: was there one?
   FAGEN_DEVICE int steps() const { return c; }
   FAGEN_DEVICE P pattern(const fagen_params &p) const {
     if constexpr (VARLEN) return P(lengths);
@@ -136,21 +139,26 @@ struct WalkOf<P> {
   Lengths lengths;
   int n;
   Span span;
-  int count, c = 0, m;
-  FAGEN_DEVICE WalkOf(const fagen_params &p, uint32_t)
-      : block(key_block(p)),
+  int end, c, m;  // the block's steps are those before end
+  bool fresh = true;
+  FAGEN_DEVICE WalkOf(const fagen_params &p, uint32_t shared, int b, int begin)
+      : block(key_block(p, shared, b)),
         lengths(Sequence(p, block.batch).lengths()),
         n(block.n),
         span(query_span<P>(p, block)),
-        count((span.end - span.begin) * group_size(p)),
+        end(begin + (span.end - span.begin) * group_size(p)),
+        c(begin),
         m(span.start) {}
-  FAGEN_DEVICE bool more() const { return c < count; }
+  FAGEN_DEVICE bool more() const { return c < end; }
   FAGEN_DEVICE void advance() {
     c++;
+    fresh = false;
     if (++m == span.end) m = span.begin;
   }
   FAGEN_DEVICE bool masked() const { return span.masked(m); }
-  FAGEN_DEVICE int steps() const { return count; }
+  FAGEN_DEVICE bool first() const { return RESIDENT ? fresh : c <= 0; }
+  FAGEN_DEVICE bool any() const { return RESIDENT ? !fresh : end != 0; }
+  FAGEN_DEVICE int steps() const { return end; }
   FAGEN_DEVICE P pattern(const fagen_params &p) const {
     if constexpr (VARLEN) return P(lengths);
     else return pattern_of<P>(p, block.batch, 0);

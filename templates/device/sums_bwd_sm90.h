@@ -79,7 +79,7 @@ FAGEN_DEVICE Share share_of(const fagen_params &p, const KeyBlock &block, int he
 // them. Each store is a pair of dims: this is rare, and registers are dear.
 FAGEN_DEVICE void finish_dq(const fagen_params &p, int batch, int head, int m, const float *sums,
                             int first_row) {
-  constexpr int AHEAD = D % 64 == 0 ? 8 : 4;  // loads; more spill where a last piece is narrower
+  constexpr int AHEAD = D % 64 == 0 && !RESIDENT ? 8 : 4;  // loads; more spill where a last piece is narrower
   const Sequence sequence(p, batch);
   const int thread = threadIdx.x % 128, dim = thread % 4 * 2;
   const int row = m * BLOCK_M + first_row + thread / 32 * 16 + thread % 32 / 4;

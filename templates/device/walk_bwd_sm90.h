@@ -2,7 +2,7 @@
 #ifndef FAGEN_WALK_BWD_SM90_H
 #define FAGEN_WALK_BWD_SM90_H
 
-#include "device/layout_bwd_sm90.h"
+#include "device/rings_bwd_sm90.h"
 #include "device/sections_bwd_sm90.h"
 #include "device/sequence.h"
 

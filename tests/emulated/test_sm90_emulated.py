@@ -397,7 +397,7 @@ BLIND: tuple[tuple[str, Row, Edit], ...] = (
       {"dq": "own", "block_m": 64, "stages_dq": 1, "stages_ds": 1}),
      ("next_key_block(pattern, m, n + 1) - n", "1")),
     ("a count before what was stored has landed", COUNTED_DENSE,
-     ("        bulk_wait<0>();\n        complete |=", "        complete |=")),
+     ("          bulk_wait<0>();\n          complete |=", "          complete |=")),
     ("a count before the pieces of the step before have landed", COUNTED_DENSE,
      ("        bulk_wait<PIECES>();\n", "")),
     ("adding to what is not stored yet", COUNTED_DENSE, ("work.share.await();", ";")),
@@ -429,7 +429,8 @@ def test_a_broken_kernel_is_noticed(
 
 RULES: tuple[tuple[str, Row, Edit], ...] = (
     ("a block of bwd_main ends before what it loads has arrived",
-     ("bwd-bf16-d64-causal-topleft", {}), ("barrier_wait(shared + V_FULL, 0);", ";")),
+     ("bwd-bf16-d64-causal-topleft", {}),
+     ("wait_full<STAGES_KV>(shared + V_FULL, consumer.b);", ";")),
     ("a block of fwd never waits for the launch before", ("fwd-bf16-d128-causal", {}),
      ("  wait_for_previous_kernel();  // the counter is its work, see zero_fwd_sm90.h\n", "")),
     ("a block of bwd_post never waits for the launch before", ("bwd-bf16-d64-dense", {}),

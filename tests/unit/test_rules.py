@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 
 import pytest
 
 from fagen.errors import UsageError
 from fagen.families import FAMILIES, families_for, family_named
-from fagen.families.base import Family, Space, constants, parse_config
+from fagen.families.base import Family, Space, constants, idle_knobs, knob, parse_config
 from fagen.model import Candidate, Problem
 from fagen.target import KNOWN_TARGETS, Target
 from fagen.workload import Workload
@@ -91,6 +91,25 @@ def test_census_counts_what_legal_yields(key: tuple[str, str]) -> None:
     legal, removed = space.census()
     assert legal == sum(1 for _ in space.legal())
     assert set(removed) == {rule.says for rule in space.kernel.rules}
+
+
+@dataclass(frozen=True)
+class Engine:
+    fuel: str = knob("petrol", "electric", "none", default="petrol", says="what it burns")
+    cylinders: int = knob(2, 4, 6, default=4, says="how many", only=("fuel", "petrol"))
+
+
+def test_a_knob_that_does_not_matter_keeps_its_default() -> None:
+    rules = tuple(idle.rule for idle in idle_knobs(Engine))
+    some, problem, target = SPACES["sm90", "fwd"]
+    kernel = replace(some.kernel("fwd"), config=Engine, rules=rules)
+    space = Space(problem, target, replace(some, kernels={"fwd": kernel}))
+    points = [(c.config.fuel, c.config.cylinders) for c in space.all_points()]
+    assert points == [("petrol", 2), ("petrol", 4), ("petrol", 6), ("electric", 4), ("none", 4)]
+    assert space.size == 9
+    assert space.census() == (5, {"cylinders only matters with fuel=petrol": 4})
+    broken = space.family.broken_rules(space.candidate({"fuel": "none", "cylinders": 6}))
+    assert [rule.says for rule in broken] == ["cylinders only matters with fuel=petrol"]
 
 
 @pytest.mark.parametrize("key", sorted(SPACES))

@@ -192,11 +192,13 @@ inline void st_shared_b32(uint32_t to, int x) {
 }
 inline void ld_shared_v2_f32(float *const (&to)[2], uint32_t from) { load_shared(to, from); }
 inline void ld_shared_v2_b32(int *const (&to)[2], uint32_t from) { load_shared(to, from); }
-inline void ld_shared_v4_b32(uint32_t *const (&to)[4], uint32_t from) { load_shared(to, from); }
+template <class T>
+void ld_shared_v4_b32(T *const (&to)[4], uint32_t from) { load_shared(to, from); }
 inline void ld_shared_v4_f32(float *const (&to)[4], uint32_t from) { load_shared(to, from); }
 inline void st_shared_v4_f32(uint32_t to, const float *const (&x)[4]) { store_shared(to, x); }
 inline void st_shared_v2_b32(uint32_t to, const int *const (&x)[2]) { store_shared(to, x); }
-inline void st_shared_v4_b32(uint32_t to, const uint32_t *const (&x)[4]) { store_shared(to, x); }
+template <class T>
+void st_shared_v4_b32(uint32_t to, T *const (&x)[4]) { store_shared(to, x); }
 
 // Block i is 8 rows of 16 bytes; lane l has elements 2(l%4), 2(l%4)+1 of row l/4 in each of the four.
 inline void store_matrices(uint32_t to, const uint32_t *const (&x)[4], bool transposed) {

@@ -36,7 +36,9 @@ _NAMES = {
     "bwd": [
         *((f"{which}_{what}".lower(), f"{which}_{what}", f"STAGES_{which}")
           for which in ("Q", "DO", "DS", "P") for what in ("FULL", "EMPTY")),
-        ("k_full", "K_FULL", "1"), ("v_full", "V_FULL", "1"),
+        ("k_full", "K_FULL", "STAGES_KV"), ("v_full", "V_FULL", "STAGES_KV"),
+        *((which.lower(), which, "RESIDENT ? STAGES_KV : 0")
+          for which in ("KEYS_EMPTY", "OUTPUT_FULL")),
     ],
 }  # fmt: skip
 _BOUNDS = r"__launch_bounds__\((\w+)(?:, (\w+))?\)\s+{}\("
@@ -156,6 +158,7 @@ class EmulatedLibrary:
     sms: int = 2
     seed: int = 0
     late: int = 1
+    room: int = 0  # not 0: so many blocks at a time, whatever the launch counts on
 
     @property
     def plan(self) -> Plan:
@@ -178,7 +181,7 @@ class EmulatedLibrary:
             *(self._launch(i, given, w) for i in range(len(plan.steps)))
         )
         residents = self.sms * max(step.ctas_per_sm or 1 for step in plan.steps)
-        mode = Mode(residents, self.seed, self.late)
+        mode = Mode(self.room or residents, self.seed, self.late)
         trouble = self.machine.emulate(launches, len(launches), ctypes.byref(mode))
         if trouble:
             raise RunError(trouble.decode(errors="replace"))
