@@ -170,10 +170,10 @@ class Config:
         return self._budget(problem) - (self._kept_between(problem) if self.resident else 0)
 
     def _kept_between(self, problem: Problem) -> int:
-        """What a resident consumer holds from one step, or key block, to the next besides."""
+        """What a resident consumer holds besides from one key block to the next, or lacks."""
         left, right = _cuts(problem)
         if self.roles == "split":
-            return 0
+            return 8  # that the loading warps took
         if self.own_dq:
             return 32 if left else 8 if right and self.counted else 0
         return 24 if left or problem.features else 8

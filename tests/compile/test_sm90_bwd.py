@@ -161,6 +161,14 @@ def test_resident_ctas_are_as_many_as_sms() -> None:
         assert plan.regions[-1].bytes.value(w) == 16
 
 
+def test_resident_ctas_leave_wide_heads_no_wide_pieces_of_dq() -> None:
+    """Their loading warps take what those would need."""
+    wide = _default("bwd-bf16-d256-causal").with_config(dq_columns=128, stages_dq=1)
+    assert FAMILY.broken_rules(wide) == ()
+    broken = FAMILY.broken_rules(wide.with_config(schedule="dynamic"))
+    assert [rule.says for rule in broken] == ["the accumulators fit in registers"]
+
+
 @pytest.mark.parametrize("rest", ["causal+varlen", "longformer-w64-g20", "documents"])
 def test_resident_ctas_serve_one_run_known_beforehand(rest: str) -> None:
     candidate = _default(f"bwd-bf16-d64-{rest}").with_config(schedule="dynamic")
