@@ -90,7 +90,7 @@ def _forward_default(problem: Problem, target: Target) -> Forward:
 
 
 def _backward_default(problem: Problem, target: Target) -> Backward:
-    return _first_legal(problem, target, preferred_backward(problem))
+    return _first_legal(problem, target, preferred_backward(problem, target))
 
 
 def _first_legal(problem: Problem, target: Target, configs: Sequence[Config]) -> Config:

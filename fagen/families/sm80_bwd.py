@@ -9,6 +9,7 @@ from fagen.families.plan import Plan, Region, Step, product
 from fagen.families.sm80_limits import fits_registers, fits_shared, padded
 from fagen.model import Candidate, Problem
 from fagen.patterns import UNBOUNDED
+from fagen.target import Target
 from fagen.workload import Workload
 
 STATS_THREADS = 128
@@ -97,21 +98,25 @@ def plan(c: Candidate) -> Plan:
     return Plan((*steps, convert), (stats, sums))
 
 
-def preferred(problem: Problem) -> tuple[Backward, ...]:
+def preferred(problem: Problem, target: Target) -> tuple[Backward, ...]:
     """The largest tiles first: dK and dV of wide heads fill the registers, K and V the memory."""
     width = max(padded(problem.head_dim), padded(problem.head_dim_v))
+    # A last column block that is masked takes registers, where a width fills them already.
+    rows = 4 if problem.head_dim % 16 and width in (128, 256) else 2
     if width <= 64:
         return (Backward(64, 128, 8, 4, 4), Backward(64, 64, 4, 4, 2, 1))
     if width <= 128:
-        narrow = (Backward(64, 128, 8, 4, 2, 2), Backward(64, 128, 8, 4, 2, 1),
+        narrow = (Backward(64, 128, 8, 4, rows, 2), Backward(64, 128, 8, 4, rows, 1),
                   Backward(64, 64, 8, 4, 2, 1), Backward(32, 64, 8, 4, 2, 1))
         return narrow[2:] if problem.pattern.is_data else narrow  # runs are loaded, and held
-    wide = (Backward(64, 64, 8, 2, 2, 1), Backward(64, 64, 8, 4, 2, 1),
-            Backward(32, 64, 8, 4, 2, 1), Backward(32, 32, 8, 2, 2, 1, 1),
-            Backward(32, 32, 4, 2, 2, 1))
-    # A sequence's place takes registers, and so do two bounds of a row.
+    wide = (Backward(64, 64, 8, 2, rows, 1), Backward(64, 64, 8, 4, rows, 1),
+            Backward(32, 64, 8, 4, 2, 1),
+            Backward(64, 16, 4, 1, 4, 1) if rows == 4 and target.capability >= (12, 0)
+            else Backward(32, 32, 4, 2, 2, 1))
+    # A sequence's place takes registers, and so do two bounds of a row, and 64 rows of dQ alone.
     two_bounds = problem.pattern.left != UNBOUNDED and width > 192
-    return wide[2:] if "varlen" in problem.features or two_bounds else wide
+    dq_alone = "deterministic" in problem.features and width > 240
+    return wide[2:] if "varlen" in problem.features or two_bounds or dq_alone else wide
 
 
 def bytes_moved(c: Candidate, w: Workload) -> int:
