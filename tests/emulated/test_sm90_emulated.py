@@ -332,8 +332,8 @@ BLIND: tuple[tuple[str, Row, Edit], ...] = (
       "    release_k();\n    wgmma_wait<1>();\n    pin(s);")),
     ("an accumulator is read before its wait", ("fwd-bf16-d64-dense", {}),
      ("    wgmma_wait<0>();\n    pin(o);\n    pin(probabilities);\n    release_v();\n"
-      "    pack_probabilities();\n    rescale();",
-      "    pack_probabilities();\n    rescale();\n    wgmma_wait<0>();\n    release_v();")),
+      "    pack_probabilities(s);\n    rescale();",
+      "    pack_probabilities(s);\n    rescale();\n    wgmma_wait<0>();\n    release_v();")),
     ("no wgmma.fence", ("fwd-bf16-d64-dense", {}), ("    wgmma_fence();\n", "")),
     ("the wrong distance between groups of rows", ("fwd-bf16-d64-dense", {}),
      ("(8 * SWIZZLE) >> 4", "(16 * SWIZZLE) >> 4")),

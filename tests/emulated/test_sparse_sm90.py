@@ -74,7 +74,7 @@ BLIND: tuple[tuple[str, Row, Edit], ...] = (
     ("the order of a mask's tiles is used", ("fwd-bf16-d16-blocks32", {"block_n": 64, "stages": 2}),
      ("  return order[", "  return 0 & order[")),
     ("the order of documents' tiles is used",
-     ("fwd-bf16-d16-documents", {"block_n": 64, "stages": 2}),
+     ("fwd-bf16-d16-documents", {"block_n": 64, "stages": 2, "half_blocks": False}),
      ("  return order[", "  return 0 & order[")),
     ("the order of a mask's key blocks is used", ("bwd-bf16-d16-blocks32", {}),
      ("  return order[", "  return 0 & order[")),
