@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fagen.families.base import HALVES, Kernel, Rule, idle_knobs
 from fagen.families.plan import Plan, Region, Step, TensorMap, product
 from fagen.families.sm90_bwd_config import CONSUMERS, Config, noted, sparse
-from fagen.families.sm90_sizes import padded, swizzle
+from fagen.families.sm90_sizes import padded, tile_map
 from fagen.model import Candidate, Problem
 from fagen.target import Target
 from fagen.workload import Workload
@@ -17,8 +17,7 @@ ENDS_THREADS = 256
 
 def _maps(problem: Problem, config: Config) -> tuple[TensorMap, ...]:
     def view(tensor: str, dim: int, rows: int) -> TensorMap:
-        span = swizzle(padded(dim))
-        return TensorMap(tensor, span // 2, rows, span, dim, config.l2_fetch)
+        return tile_map(tensor, dim, rows, config.l2_fetch)
 
     d, dv, m, n = problem.head_dim, problem.head_dim_v, config.block_m, config.block_n
     return (view("q", d, m), view("dout", dv, m), view("k", d, n), view("v", dv, n),

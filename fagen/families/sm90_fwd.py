@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from fagen.families.base import HALVES, Kernel, Rule, knob
 from fagen.families.plan import Plan, Region, Step, TensorMap, product
-from fagen.families.sm90_sizes import L2_FETCH, padded, swizzle
+from fagen.families.sm90_sizes import L2_FETCH, padded, tile_map
 from fagen.model import Candidate, Problem
 from fagen.patterns import UNBOUNDED, Band, BlockDiagonal
 from fagen.target import Target
@@ -193,9 +193,7 @@ def _maps(c: Candidate) -> tuple[TensorMap, ...]:
     problem, config = c.problem, c.config
 
     def view(tensor: str, dim: int, rows: int) -> TensorMap:
-        width = swizzle(padded(dim))
-        return TensorMap(tensor, box_dim=width // 2, box_rows=rows, swizzle=width, head_dim=dim,
-                         l2_fetch=config.l2_fetch)
+        return tile_map(tensor, dim, rows, config.l2_fetch)
 
     return (
         view("q", problem.head_dim, 64),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fagen.families.plan import TensorMap
+
 L2_FETCH = "bytes that a load of a tile brings into the L2 cache at once"  # what a knob says
 
 
@@ -21,3 +23,10 @@ def swizzle(columns: int) -> int:
 
 def panels(columns: int) -> int:
     return columns * 2 // swizzle(columns)
+
+
+def tile_map(tensor: str, dim: int, rows: int, l2_fetch: int) -> TensorMap:
+    """A view of the tensor in tiles of some rows, as wide as their swizzle."""
+    width = swizzle(padded(dim))
+    return TensorMap(tensor, box_dim=width // 2, box_rows=rows, swizzle=width, head_dim=dim,
+                     l2_fetch=l2_fetch)

@@ -20,7 +20,7 @@ using VTile = Panels<BLOCK_N, V_DIM>;
 using OTile = Panels<64, V_DIM>;
 static_assert(!PING_PONG || WARPGROUPS > 1);
 constexpr int HALF_BLOCK = HALF_BLOCKS ? round_up(BLOCK_N / 2, 16) : BLOCK_N;  // keys
-constexpr int HALF = -1;
+constexpr int HALF = -1;  // see Consumer::accumulate
 constexpr bool CROSS_TILE = SCHEDULE != Schedule::grid && SEAM != Seam::apart;
 static_assert(SEAM != Seam::early || Q_BUFFERS == 2);
 

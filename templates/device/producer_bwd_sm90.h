@@ -88,8 +88,8 @@ FAGEN_DEVICE void Producer::load_block(const KeyBlock &block) const {
   }
 }
 
-// Key blocks until there is none left. Keys are loaded first where a place for them may be empty long
-// before the consumers come to them; else behind the first queries, whose stages are empty earlier.
+// Key blocks until there is none left. Keys come first: to load the first queries before there is a
+// place for their keys takes registers that this warp does not have.
 FAGEN_DEVICE void Producer::load_blocks() const {
   static_assert(!RESIDENT || !(NOTED || VARLEN), "who reads the last note would have to release it");
   const bool loads = threadIdx.x == 0;
